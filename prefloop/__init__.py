@@ -1,0 +1,1 @@
+"""Library of the RLHF pipeline: data, models, objectives, rollouts, rewards, training, evaluation."""

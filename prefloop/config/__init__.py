@@ -1,0 +1,1 @@
+"""Frozen, typed configuration: one dataclass a section of params.yaml."""

@@ -1,0 +1,31 @@
+"""Where and how a stage computes; resolved once into the environment fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prefloop.config.parse import at_least
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Device, precision and threads of every stage.
+
+    Attributes:
+        device: "auto" takes a CUDA GPU when there is one.
+        precision: "auto" is bf16 where the processor or GPU is fast at it, fp32 elsewhere.
+        threads: CPU threads of a stage (count); 0 takes every core.
+        checkpoint_seconds: least time between two resumable checkpoints (seconds); results never depend on it.
+        trust_remote_code: lets a hub model run its own Python code; off unless you know the model.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = 2
+    checkpoint_seconds: float = 20.0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("threads", self.threads, 0)
+        at_least("checkpoint_seconds", self.checkpoint_seconds, 0)

@@ -1,0 +1,36 @@
+"""Evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prefloop.config.parse import at_least
+from prefloop.config.rollout import SamplingConfig
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Section `evaluate`.
+
+    Attributes:
+        policies: models to score, each a folder of models/.
+        sampling: how they answer.
+        batch_size: completions sampled at once.
+        bootstrap: resamples for intervals, paired by prompt.
+        oracle_samples: SFT samples a prompt of which the best is the reachable maximum (gold judge only).
+        max_prompts: evaluation prompts at most; 0 takes all.
+    """
+
+    policies: list[str] = field(default_factory=lambda: ["base", "sft", "ppo", "dpo"])
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 256
+    bootstrap: int = 2000
+    oracle_samples: int = 64
+    max_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("bootstrap", self.bootstrap, 100)
+        at_least("oracle_samples", self.oracle_samples, 0)
+        if "sft" not in self.policies:
+            raise ValueError("policies must hold sft: win rates and KL are taken against it")

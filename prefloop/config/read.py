@@ -1,0 +1,48 @@
+"""Reading one section of params.yaml, as a stage does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from prefloop.config.parse import parse
+from prefloop.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        ConfigError: missing file, broken YAML (line and column are named), or no mapping.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing", "run from the repository's root, or restore the file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where} is broken YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections")
+    return values
+
+
+def read_section(name: str, cls: type[T], path: Path | str = "params.yaml") -> T:
+    """Parses section `name` of a params file into the frozen dataclass `cls`."""
+    return parse(cls, read_yaml(path).get(name), name)
+
+
+def read_seed(path: Path | str = "params.yaml") -> int:
+    """The run's seed: the top-level key `seed`."""
+    seed = read_yaml(path).get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
+    return seed

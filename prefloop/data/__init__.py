@@ -1,0 +1,1 @@
+"""Rows, importers, chat templates, validation and batching."""

@@ -1,0 +1,1 @@
+"""One file a question asked of a model."""

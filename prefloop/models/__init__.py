@@ -1,0 +1,1 @@
+"""Creating, loading and saving models; value and reward heads; adapters."""

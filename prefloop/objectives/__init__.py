@@ -1,0 +1,1 @@
+"""One file an algorithm: pure functions on tensors."""

@@ -1,0 +1,1 @@
+"""The loop, precision, checkpoints and reproducibility."""

@@ -1,0 +1,1 @@
+"""One module a pipeline stage, run as `python -m tasks.STAGE`."""

@@ -1,0 +1,1 @@
+"""What stages share: inputs and outputs, tracking, records of a run."""
