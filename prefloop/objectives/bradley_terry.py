@@ -1,0 +1,76 @@
+"""Reward modelling from comparisons: Bradley-Terry over all pairs of a ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Loss and counts of one ranking."""
+
+    loss: Tensor
+    correct: Tensor
+    pairs: int
+    ties: int
+
+
+def pair_indices(ranks: list[int]) -> tuple[list[tuple[int, int]], int]:
+    """All (better, worse) index pairs of a ranking (0 is best) and the number of tied pairs, which carry no order."""
+    pairs: list[tuple[int, int]] = []
+    ties = 0
+    for i in range(len(ranks)):
+        for j in range(i + 1, len(ranks)):
+            if ranks[i] == ranks[j]:
+                ties += 1
+            else:
+                pairs.append((i, j) if ranks[i] < ranks[j] else (j, i))
+    return pairs, ties
+
+
+def pairwise_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | float = 0.0, probability: Tensor | float = 1.0
+) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected - margin) for each pair (Ouyang et al. 2022, eq. 1, with K = 2).
+
+    Args:
+        chosen, rejected: (P,) float scores.
+        margin: (P,) or scalar, how much better the chosen one ought to score (Touvron et al. 2023, eq. 2).
+        probability: (P,) or scalar in [0, 1], a soft label: the share of raters who prefer the chosen one.
+
+    Returns:
+        (P,) float.
+    """
+    gap = chosen - rejected - margin
+    return -(probability * F.logsigmoid(gap) + (1 - probability) * F.logsigmoid(-gap))
+
+
+def ranking_loss(
+    scores: Tensor, ranks: list[int], *, centering: float = 0.0, margin: float = 0.0, probability: float = 1.0
+) -> Comparison:
+    """K-wise loss of one prompt: the mean over its K-choose-2 pairs, so that a prompt counts once.
+
+    InstructGPT (Ouyang et al. 2022, eq. 1); each completion is encoded once and enters every pair it is part of.
+
+    Args:
+        scores: (K,) float.
+        ranks: K ranks, 0 is best, equal ranks are ties: left out of the loss and counted.
+        centering: weight of (r_i + r_j)^2, which keeps scores near 0 (Eisenstein et al. 2023).
+        margin, probability: see `pairwise_loss`; they apply to every pair of this ranking.
+
+    Returns:
+        The scalar loss (0 with gradient when all are tied), the number of rightly ordered pairs, pairs and ties.
+    """
+    pairs, ties = pair_indices(ranks)
+    if not pairs:
+        return Comparison(scores.sum() * 0.0, torch.zeros((), device=scores.device), 0, ties)
+    better = scores[[i for i, _ in pairs]]
+    worse = scores[[j for _, j in pairs]]
+    loss = pairwise_loss(better, worse, margin=margin, probability=probability).mean()
+    if centering:
+        loss = loss + centering * ((better + worse) ** 2).mean()
+    return Comparison(loss, (better > worse).sum(), len(pairs), ties)

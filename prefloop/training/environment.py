@@ -1,0 +1,132 @@
+"""What results depend on besides code, data and parameters; resolved once and part of every training stage's key."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from prefloop.config.compute import ComputeConfig
+from prefloop.errors import ConfigError, DataError
+from prefloop.files import read_json
+
+_FAST_BF16 = {"avx512_bf16", "amx_bf16"}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The fingerprint: two runs with equal fingerprints on CPU end with equal bytes.
+
+    Attributes:
+        device: "cpu" or "cuda"; device_name: the processor family or the GPU's name.
+        precision: "fp32" or "bf16". threads: CPU threads.
+        instruction_set: the widest vector instructions the processor has.
+        versions of python, torch, transformers, tokenizers, numpy.
+    """
+
+    device: str
+    device_name: str
+    precision: str
+    threads: int
+    instruction_set: str
+    python: str
+    torch: str
+    transformers: str
+    tokenizers: str
+    numpy: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def resolve(config: ComputeConfig) -> Environment:
+    """Decides device, precision and threads. Imports torch only where a GPU driver is present.
+
+    Raises:
+        ConfigError: device is "cuda" and there is none.
+    """
+    flags = _cpu_flags()
+    gpu, gpu_fast_bf16 = _gpu() if config.device != "cpu" else ("", False)
+    if config.device == "cuda" and not gpu:
+        raise ConfigError("compute.device is cuda, but no CUDA GPU was found", "set compute.device to auto or cpu")
+    fast_bf16 = gpu_fast_bf16 if gpu else bool(flags & _FAST_BF16)
+    precision = ("bf16" if fast_bf16 else "fp32") if config.precision == "auto" else config.precision
+    return Environment(
+        device="cuda" if gpu else "cpu",
+        device_name=gpu or platform.machine(),
+        precision=precision,
+        threads=config.threads or _cores(),
+        instruction_set=_instruction_set(flags),
+        python=".".join(map(str, sys.version_info[:2])),
+        torch=_version("torch"),
+        transformers=_version("transformers"),
+        tokenizers=_version("tokenizers"),
+        numpy=_version("numpy"),
+    )
+
+
+def load_environment(path: Path | str) -> Environment:
+    """Reads what the stage `environment` wrote.
+
+    Raises:
+        DataError: missing file, or keys of another version of prefloop.
+    """
+    values = read_json(path)
+    try:
+        return Environment(**values)
+    except TypeError as error:
+        raise DataError(f"{path} does not describe an environment: {error}", "run the stage environment") from error
+
+
+def apply(environment: Environment) -> None:
+    """Sets threads and deterministic algorithms for this process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(environment.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def _instruction_set(flags: set[str]) -> str:
+    for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "asimd"):
+        if name in flags:
+            return name
+    return platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu() -> tuple[str, bool]:
+    """Name of the first CUDA GPU and whether it is fast at bf16; ("", False) without one."""
+    if not Path("/dev/nvidiactl").exists() and not Path("/proc/driver/nvidia").exists():
+        return "", False
+    import torch
+
+    if not torch.cuda.is_available():
+        return "", False
+    return torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0) >= (8, 0)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
