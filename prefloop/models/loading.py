@@ -1,0 +1,125 @@
+"""Loading causal language models and tokenizers from a folder or the hub: safetensors only, nothing unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefloop.data.templates import PAD, ensure_chat_template
+from prefloop.errors import ModelError
+
+
+def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Arguments common to every `from_pretrained`: a folder takes no revision.
+
+    Raises:
+        ModelError: `source` looks like a path and is no model folder.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    path = Path(source)
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{source} is no model folder: it has no config.json",
+                "point to a folder that holds config.json, model.safetensors and the tokenizer's files",
+            )
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ModelError(f"the model folder {source} does not exist")
+    elif revision:
+        options["revision"] = revision
+    return options
+
+
+def load_tokenizer(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template and a pad token that is not its end token.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    options = hub_options(source, revision, trust_remote_code)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer of {source} could not be loaded: {_first_line(error)}", _remedy(source)) from error
+    ensure_chat_template(tokenizer)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # Padding with EOS would hide real end tokens under the padding mask.
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_policy(
+    source: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    random_weights: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, dropout off, embeddings wide enough for the pad token.
+
+    Args:
+        source: folder or hub id.
+        random_weights: take the configuration alone and initialise afresh (for trials of a shape).
+
+    Raises:
+        ModelError: it is no such model, holds only pickled weights, or cannot be reached.
+    """
+    name = str(source)
+    options = hub_options(name, revision, trust_remote_code)
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        if random_weights:
+            config = AutoConfig.from_pretrained(name, **options)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the model {name} could not be loaded: {_first_line(error)}", _remedy(name)) from error
+    fit_embeddings(model, tokenizer)
+    return turn_dropout_off(model).to(device), tokenizer
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Widens the embeddings to the tokenizer's size and tells the model its pad token."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:
+    """Sets every dropout to 0: log-probs of the same tokens must agree between sampling and training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
+            module.attention_dropout = 0.0
+    return model
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Longest sequence the model was made for (tokens); a large number where it states none."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _remedy(source: str) -> str:
+    if Path(source).exists():
+        return "the folder must hold safetensors weights (pickled ones are refused), config.json and a tokenizer"
+    return "check the name, the revision and the network; or download the model and give its folder"

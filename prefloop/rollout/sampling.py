@@ -1,0 +1,158 @@
+"""Sampling completions from a policy, with noise keyed by prompt so that a batch's make-up changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefloop.config.rollout import SamplingConfig
+from prefloop.data.templates import ChatEncoder, Messages
+from prefloop.models.forward import positions, precision_context
+from prefloop.models.loading import context_length
+from prefloop.training.noise import Key, uniforms
+
+
+@dataclass
+class Rollouts:
+    """Sampled completions, one an entry.
+
+    Attributes:
+        prompt_ids, completion_ids: tokens; a completion holds its end token if it ended.
+        texts: completions without special tokens.
+        ended: True where the policy wrote an end token itself.
+    """
+
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    completion_ids: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
+
+    def extend(self, other: Rollouts) -> None:
+        self.prompt_ids += other.prompt_ids
+        self.completion_ids += other.completion_ids
+        self.texts += other.texts
+        self.ended += other.ended
+
+
+class Sampler:
+    """Samples from one model.
+
+    Args:
+        model: causal language model; its weights may change between calls.
+        tokenizer: pads on the left.
+        config: length, temperature, nucleus.
+        precision: "fp32" or "bf16".
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SamplingConfig, precision: str = "fp32"
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.precision = model, tokenizer, config, precision
+        self.encoder = ChatEncoder(tokenizer, context_length(model))
+        self.stops = torch.tensor(self.encoder.stops)
+
+    def sample(
+        self, prompts: Sequence[str | Messages], key: Key, rows: Sequence[Key] | None = None, batch_size: int = 256
+    ) -> Rollouts:
+        """One completion a prompt.
+
+        Args:
+            prompts: strings (one user turn) or messages.
+            key: what the draws are for, such as (seed, "ppo", step).
+            rows: one key a prompt, such as (prompt index, sample index); the place in the list by default.
+            batch_size: completions sampled at once. Similar lengths go together; the order of the result is the
+                prompts'.
+        """
+        rows = [(i,) for i in range(len(prompts))] if rows is None else rows
+        room = self.config.max_new_tokens
+        encoded = [self.encoder.prompt(prompt, room) for prompt in prompts]
+        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
+        done: dict[int, tuple[list[int], bool]] = {}
+        for start in range(0, len(order), batch_size):
+            group = order[start : start + batch_size]
+            noise = uniforms(key, [rows[i] for i in group], room)
+            for i, result in zip(group, self._batch([encoded[i] for i in group], noise), strict=True):
+                done[i] = result
+        completions = [done[i][0] for i in range(len(encoded))]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        return Rollouts(encoded, completions, texts, [done[i][1] for i in range(len(encoded))])
+
+    @torch.no_grad()
+    def _batch(self, prompts: list[list[int]], noise: Tensor) -> list[tuple[list[int], bool]]:
+        """Completions of left-padded prompts; rows that ended leave the batch once half of it has."""
+        device = self.model.device
+        width = max(len(ids) for ids in prompts)
+        pad = int(self.tokenizer.pad_token_id)
+        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device)
+        attention = torch.tensor(
+            [[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts], device=device
+        )
+        stops = self.stops.to(device)
+        limit = self.config.max_new_tokens
+        tokens = torch.full((len(prompts), limit), pad, dtype=torch.long, device=device)
+        lengths = torch.full((len(prompts),), limit, dtype=torch.long, device=device)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        alive = torch.arange(len(prompts), device=device)  # rows still in the batch, in order
+        running = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of those, not yet ended
+        cache = DynamicCache(config=self.model.config)
+        noise = noise.to(device)
+        step_ids, step_positions = input_ids, positions(attention)
+        for step in range(limit):
+            with precision_context(self.precision, device.type):
+                logits = self.model(
+                    input_ids=step_ids,
+                    attention_mask=attention.long(),
+                    position_ids=step_positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+            chosen = draw(logits.float(), noise[alive, step], self.config)
+            tokens[alive[running], step] = chosen[running]
+            stopped = running & torch.isin(chosen, stops)
+            lengths[alive[stopped]] = step + 1
+            ended[alive[stopped]] = True
+            running = running & ~stopped
+            count = int(running.sum())
+            if count == 0:
+                break
+            attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+            step_positions = step_positions[:, -1:] + 1
+            if count <= len(alive) // 2:
+                keep = running.nonzero().squeeze(-1)
+                cache.batch_select_indices(keep)
+                alive, attention, step_positions = alive[keep], attention[keep], step_positions[keep]
+                chosen, running = chosen[keep], running[keep]
+            step_ids = chosen.unsqueeze(1)
+        rows = tokens.tolist()
+        return [
+            (row[:length], bool(flag))
+            for row, length, flag in zip(rows, lengths.tolist(), ended.tolist(), strict=True)
+        ]
+
+
+def draw(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
+    """Samples one token a row by inverting the distribution function at a uniform draw.
+
+    Args:
+        logits: (B, V) float32. noise: (B,) float64 in [0, 1).
+
+    Returns:
+        (B,) int64. Temperature 0 takes the most likely token.
+    """
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
+    if config.top_p < 1:
+        ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
+        # A token stays while the mass before it is below top_p; the first always does.
+        outside = ordered.cumsum(dim=-1) - ordered >= config.top_p
+        probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered.masked_fill(outside, 0.0))
+    cumulative = probabilities.cumsum(dim=-1)
+    target = noise.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
+    # The first index whose cumulative mass exceeds the target never has probability 0.
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
