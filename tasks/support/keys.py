@@ -1,0 +1,144 @@
+"""The stage key: one hash over everything a stage's result follows from. It names the scratch folder, so that a stage
+resumes only what was computed from the same inputs, and it is how two runs are known to have made the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefloop.errors import ConfigError
+from prefloop.files import sha256_file
+
+CONTENT_LIMIT_BYTES = 256 * 2**20
+"""Inputs up to this size are read; larger ones are known by the hash that dvc.lock keeps of them."""
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What dvc.yaml says that a stage reads.
+
+    Attributes:
+        deps: files and folders, code included.
+        params: (file, dotted key) pairs; an empty key stands for the whole file.
+    """
+
+    deps: tuple[str, ...]
+    params: tuple[tuple[str, str], ...]
+
+
+def read_inputs(stage: str, root: Path = Path(".")) -> StageInputs | None:
+    """Dependencies of `stage` ("sft", "evaluate@ppo"); None where no dvc.yaml declares it."""
+    path = root / "dvc.yaml"
+    if not path.exists():
+        return None
+    declared = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
+    name, _, part = stage.partition("@")
+    entry = declared.get(name)
+    if entry is None:
+        return None
+    if part:
+        entry = _substitute(entry.get("do", entry), {"item": part, "key": part})
+    params: list[tuple[str, str]] = []
+    for item in entry.get("params", []):
+        if isinstance(item, Mapping):
+            for file, keys in item.items():
+                params += [(str(file), str(key)) for key in keys or [""]]
+        else:
+            params.append(("params.yaml", str(item)))
+    deps = [next(iter(dep)) if isinstance(dep, Mapping) else dep for dep in entry.get("deps", [])]
+    return StageInputs(tuple(map(str, deps)), tuple(params))
+
+
+def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -> str:
+    """Hex SHA-256 over the stage's name, the parameters it reads and the hashes of its dependencies.
+
+    Args:
+        fallback: what stands for the inputs where no dvc.yaml declares the stage.
+    """
+    inputs = read_inputs(stage, root)
+    described: dict[str, Any] = {"stage": stage}
+    if inputs is None:
+        described["fallback"] = fallback
+    else:
+        locked = locked_hashes(root)
+        files: dict[str, Any] = {}
+        described["params"] = [
+            [file, key, _lookup(files.setdefault(file, _load(root / file)), key)] for file, key in inputs.params
+        ]
+        described["deps"] = [[dep, input_hash(dep, locked, root)] for dep in sorted(inputs.deps)]
+    text = json.dumps(described, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def input_hash(dep: str, locked: Mapping[str, str], root: Path = Path(".")) -> str:
+    """Hash of one dependency: of its bytes, or for what is large the one in dvc.lock; "" when it is missing."""
+    path = root / dep
+    if dep in locked and _size(path) > CONTENT_LIMIT_BYTES:
+        return locked[dep]
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in _files(path):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+        return digest.hexdigest()
+    return sha256_file(path) if path.exists() else ""
+
+
+def locked_hashes(root: Path = Path(".")) -> dict[str, str]:
+    """Path -> DVC hash of every output in dvc.lock, and of what *.dvc files beside the data track."""
+    hashes: dict[str, str] = {}
+    lock = root / "dvc.lock"
+    if lock.exists():
+        for entry in (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).values():
+            hashes |= {out["path"]: out["md5"] for out in entry.get("outs", []) if "md5" in out}
+    for pointer in sorted((root / "data" / "sources").glob("*.dvc")):
+        for out in (yaml.safe_load(pointer.read_text(encoding="utf-8")) or {}).get("outs", []):
+            hashes[(pointer.parent / out["path"]).relative_to(root).as_posix()] = out.get("md5", "")
+    return hashes
+
+
+def dvc_hash(path: Path, locked: Mapping[str, str]) -> str:
+    """The hash that DVC has of a file; of an untracked one, its content's.
+
+    Files without a hash of their own in dvc.lock that lie in a tracked folder count as untracked.
+    """
+    return locked.get(path.as_posix()) or input_hash(path.as_posix(), {})
+
+
+def _substitute(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return re.sub(r"\$\{\s*(item|key)\s*\}", lambda match: names[match.group(1)], value)
+    if isinstance(value, Mapping):
+        return {_substitute(key, names): _substitute(item, names) for key, item in value.items()}
+    return [_substitute(item, names) for item in value] if isinstance(value, list) else value
+
+
+def _load(path: Path) -> Any:
+    if not path.exists():
+        raise ConfigError(f"{path} is missing", "run the stage that writes it: prefloop plan shows which")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+
+
+def _lookup(values: Any, key: str) -> Any:
+    for part in filter(None, key.split(".")):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        yield from (Path(parent) / name for name in sorted(names))
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in _files(path))
+    return path.stat().st_size if path.exists() else 0

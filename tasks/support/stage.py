@@ -1,0 +1,182 @@
+"""What every stage does around its work: inputs, outputs, records, signals and errors.
+
+    with Stage.open("sft", SFTConfig) as stage:
+        with stage.output("models/sft") as folder:
+            ...
+
+A stage is a process of its own. It ends with exit code 0, the code of the PrefloopError that stopped it, or 130 / 143
+when it was asked to end; its declared outputs appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from prefloop.config.read import read_section, read_seed
+from prefloop.files import atomic_file, atomic_folder, read_json, write_json
+from prefloop.training.environment import Environment, load_environment
+from prefloop.training.recorder import Recorder
+from tasks.support import delivery_process
+from tasks.support.curve import Curve, write_csv
+from tasks.support.ending import ended_well
+from tasks.support.flatten import flatten, without_nan
+from tasks.support.keys import dvc_hash, locked_hashes, stage_key
+from tasks.support.locks import held
+from tasks.support.progress import Progress
+from tasks.support.recording import StageRecorder
+from tasks.support.runs import Clock, git_state
+from tasks.support.signals import StopFlag
+from tasks.support.spool import mlflow_run_id
+from tasks.support.tracking import RunTracker, pipeline_id, registered_name
+from tasks.support.workspace import slug, state_folder
+
+C = TypeVar("C")
+
+ENVIRONMENT = Path("runs/environment.json")
+
+
+class Stage(Generic[C]):
+    """One run of one stage. Open it with `Stage.open`.
+
+    Attributes:
+        name: the stage as dvc.yaml names it, with its part: "sft", "evaluate@ppo".
+        part: what follows the `@`, or "".
+        config: the stage's section of params.yaml.
+        seed: the run's seed.
+        key: stage key, hex SHA-256 over everything the result follows from.
+        scratch: folder for resumable state, kept when the stage fails and removed when it succeeds.
+        progress: writes lines to the terminal.
+    """
+
+    def __init__(self, name: str, part: str, config: C, seed: int, stop: StopFlag) -> None:
+        self.name, self.part, self.config, self.seed, self.stop = name, part, config, seed, stop
+        self.key = stage_key(name, {"config": dataclasses.asdict(config), "seed": seed})  # type: ignore[call-overload]
+        self.scratch = state_folder() / "scratch" / slug(name) / self.key
+        self.progress = Progress(name)
+        self.clock = Clock()
+        self.tracker = RunTracker(name)
+        self.figures: dict[str, Any] = {}
+        self._models: list[Path] = []
+        self._git = git_state()
+        self._recorder: StageRecorder | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, name: str, config: type[C], *, part: str = "", section: str = "") -> Iterator[Stage[C]]:
+        """Runs the block as stage `name` (with `part`: `name@part`).
+
+        Args:
+            name: stage of dvc.yaml.
+            config: dataclass of its section of params.yaml.
+            part: the item of a `foreach` stage.
+            section: the section, where it is not called like the stage.
+        """
+        full = f"{name}@{part}" if part else name
+        stop = StopFlag()
+        with ended_well(full, stop):
+            stage = cls(full, part, read_section(section or name, config), read_seed(), stop)
+            with ExitStack() as stack:
+                stack.enter_context(held(Path(".prefloop/locks") / f"{slug(full)}.lock", f"stage {full}"))
+                stack.enter_context(held(stage.scratch.with_suffix(".lock"), f"the scratch folder of stage {full}"))
+                stack.enter_context(stop.installed())
+                stack.enter_context(delivery_process.alongside())
+                stage._begin()
+                try:
+                    yield stage
+                    stage._finish()
+                except BaseException as error:
+                    stage._fail(error)
+                    raise
+
+    @property
+    def compute(self) -> Environment:
+        """The environment that the stage `environment` resolved."""
+        return load_environment(ENVIRONMENT)
+
+    @property
+    def recorder(self) -> Recorder:
+        """Where a training loop reports: progress line, learning curve, tracking."""
+        if self._recorder is None:
+            curve = Curve(self.scratch / "curve.jsonl")
+            self._recorder = StageRecorder(curve, self.progress, self.tracker, self.stop)
+        return self._recorder
+
+    def output(self, path: Path | str) -> AbstractContextManager[Path]:
+        """An output folder that takes its place when the block ends well; a folder of models/ is tracked as one."""
+        if Path(path).parts[:1] == ("models",):
+            self._models.append(Path(path))
+        return atomic_folder(path)
+
+    def output_file(self, path: Path | str, mode: str = "w") -> AbstractContextManager[IO[Any]]:
+        """An output file that takes its place when the block ends well."""
+        return atomic_file(path, mode)
+
+    def metrics(self, values: Mapping[str, Any], path: Path | str | None = None) -> None:
+        """Writes the stage's figures, by default to metrics/<stage>.json; what is not finite becomes null."""
+        self.figures = without_nan(values)
+        write_json(path or Path("metrics") / f"{slug(self.name)}.json", self.figures)
+        self.tracker.metrics(0, self.figures, "final")
+
+    def dataset(self, name: str, path: Path | str, rows: int | None = None) -> None:
+        """Records an input under the hash that DVC has of it."""
+        path = Path(path)
+        self.tracker.dataset(name, path, dvc_hash(path, locked_hashes()), rows)
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        self.progress.say(text)
+
+    def _begin(self) -> None:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        parameters = flatten(dataclasses.asdict(self.config), self.name.partition("@")[0])  # type: ignore[call-overload]
+        self.tracker.start(
+            parent=pipeline_id(),
+            params={"seed": self.seed, **parameters},
+            tags={
+                "prefloop.stage": self.name,
+                "prefloop.key": self.key,
+                **self._git,
+                **flatten(self._environment(), "environment"),
+            },
+        )
+
+    def _finish(self) -> None:
+        self.progress.close()
+        resumed = None
+        if self._recorder is not None:
+            resumed = self._recorder.resumed_from
+            rows = self._recorder.curve.rows()
+            if rows:
+                write_csv(Path("plots") / f"{slug(self.name)}.csv", rows)
+        for model in self._models:
+            self.tracker.model(model, self.key, registered_name(model.name), self.figures)
+        self.tracker.end("FINISHED")
+        write_json(
+            Path("runs") / f"{slug(self.name)}.json",
+            {
+                "stage": self.name,
+                "key": self.key,
+                "run": self.tracker.run,
+                "mlflow_run_id": mlflow_run_id(self.tracker.run),
+                "pipeline": pipeline_id() or None,
+                "environment": self._environment(),
+                "resumed_from_step": resumed,
+                **self._git,
+                **self.clock.record(),
+            },
+        )
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _fail(self, error: BaseException) -> None:
+        self.progress.close()
+        stopped = self.stop.number is not None
+        self.tracker.tags({"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"})
+        self.tracker.end("KILLED" if stopped else "FAILED")
+
+    def _environment(self) -> dict[str, Any]:
+        return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}
