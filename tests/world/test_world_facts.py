@@ -14,7 +14,8 @@ def test_equal_seeds_give_equal_worlds_and_others_differ():
 @pytest.mark.parametrize("seed", range(5))
 def test_rare_and_unseen_are_spread_as_documented(seed):
     world = World.make(seed)
-    assert len(world.rare) == 8 and world.rare < set(PRODUCTS)
+    assert len(world.rare) == 8
+    assert world.rare < set(PRODUCTS)
     assert Counter(product for product, _ in world.unseen) == dict.fromkeys(PRODUCTS, 1)
     assert Counter(name for _, name in world.unseen) == {a.name: 5 for a in ATTRIBUTES}
 

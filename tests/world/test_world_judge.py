@@ -1,4 +1,4 @@
-"""Gold computed by hand, in a world in which everything is red, of steel, from Japan, with two years' warranty."""
+"""Gold computed by hand; in the `fixed` world all is red, of steel, from Japan, with two years of warranty."""
 
 import pytest
 
