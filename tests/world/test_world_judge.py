@@ -1,4 +1,4 @@
-"""Gold computed by hand; in the `fixed` world all is red, of steel, from Japan, with two years of warranty."""
+"""Gold computed by hand; in the `fixed` world all is red, of steel, from Japan, with a two years warranty."""
 
 import pytest
 
