@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefloop.models.adapters import plain
+
 # Architectures that change logits after the head; for them the model's own forward is used.
 _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -26,7 +28,7 @@ def precision_context(precision: str, device: str) -> AbstractContextManager[obj
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states of a model's trunk: (B, T) -> (B, T, D)."""
-    trunk = model.base_model
+    trunk = plain(model).base_model
     output = trunk(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
@@ -72,7 +74,7 @@ def token_logprobs(
         logits = full[before]
     else:
         hidden = hidden_states(model, input_ids, attention_mask) if hidden is None else hidden
-        head = model.get_output_embeddings()
+        head = plain(model).get_output_embeddings()
         logits = head(hidden[before])
     logits = logits.float()
     if temperature != 1.0:

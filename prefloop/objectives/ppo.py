@@ -1,7 +1,8 @@
 """PPO for language models: rewards with a KL penalty, advantages, clipped losses.
 
 Details after Stiennon et al. 2020, Ouyang et al. 2022 and Huang et al. 2023 ("The N implementation details of RLHF
-with PPO"). Shapes: B completions, T completion tokens; `mask` (B, T) is True on real tokens, the end token included.
+with PPO"). Shapes: B sequences of T tokens; `mask` (B, T) is True on a completion's tokens, the end token included, which stand
+together: what comes before (the prompt) and after (padding) is False.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def token_rewards(scores: Tensor, policy: Tensor, reference: Tensor, mask: Tenso
         (B, T) float, 0 where the mask is False.
     """
     rewards = torch.where(mask, -beta * (policy - reference), torch.zeros_like(policy))
-    last = (mask.sum(dim=-1) - 1).clamp(min=0)
+    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=-1)
     real = mask.any(dim=-1).to(rewards.dtype)
     return rewards.scatter_add(1, last.unsqueeze(1), (scores * real).to(rewards.dtype).unsqueeze(1))
 

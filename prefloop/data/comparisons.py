@@ -1,0 +1,72 @@
+"""Comparisons as trainers see them: every preference row, pair or ranking, becomes one ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefloop.data.templates import Message
+from prefloop.objectives.bradley_terry import pair_indices
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One prompt with ranked completions.
+
+    Attributes:
+        prompt, completions: strings or messages.
+        ranks: 0 is best, equal ranks are ties.
+        margin: by how much the better one is better, where a rater said so.
+        probability: share of raters for the first of a pair, where labels are soft; 1 otherwise.
+        rater, source, subset: where it came from, for accuracy by part.
+    """
+
+    prompt: str | Sequence[Message]
+    completions: list[Any]
+    ranks: list[int]
+    margin: float = 0.0
+    probability: float = 1.0
+    rater: str = ""
+    source: str = ""
+    subset: str = ""
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(better, worse) indices."""
+        return pair_indices(self.ranks)[0]
+
+
+def as_ranking(row: dict[str, Any]) -> Ranking | None:
+    """The ranking of a preference row; None where a rater skipped it or found both bad (kept, not trained on)."""
+    if row.get("both_bad") or row.get("skipped"):
+        return None
+    if "completions" in row:
+        completions, ranks = list(row["completions"]), [int(rank) for rank in row["ranks"]]
+    else:
+        completions, ranks = [row["chosen"], row["rejected"]], [0, 1]
+    probability = row.get("probability")
+    meta = row.get("meta") or {}
+    return Ranking(
+        prompt=row["prompt"],
+        completions=completions,
+        ranks=ranks,
+        margin=float(row.get("margin") or 0.0),
+        probability=1.0 if probability is None or len(completions) > 2 else float(probability),
+        rater=str(row.get("rater") or ""),
+        source=str(row.get("source") or ""),
+        subset=str(meta.get("kind") or meta.get("subset") or row.get("source") or ""),
+    )
+
+
+def rankings(rows: Iterable[dict[str, Any]]) -> tuple[list[Ranking], int]:
+    """Rankings that order something, and how many rows do not (ties alone, skipped, both bad)."""
+    kept: list[Ranking] = []
+    unused = 0
+    for row in rows:
+        ranking = as_ranking(row)
+        if ranking is None or not ranking.pairs:
+            unused += 1
+        else:
+            kept.append(ranking)
+    return kept, unused

@@ -1,0 +1,49 @@
+"""Critics: a value for each state in which a policy chooses a token."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefloop.models.forward import hidden_states
+
+
+class Critic(nn.Module):
+    """A value head, on a trunk of its own or on the policy's.
+
+    Args:
+        source: model whose trunk is copied; None makes a head alone, for a trunk shared with the policy.
+        width: hidden size. The head starts at 0, so that the first advantages are the rewards themselves.
+    """
+
+    def __init__(self, source: PreTrainedModel | None, width: int) -> None:
+        super().__init__()
+        self.trunk = copy.deepcopy(source) if source is not None else None
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if self.trunk is not None:
+            for parameter in self.trunk.parameters():
+                parameter.requires_grad_(True)
+            for name in ("score", "lm_head", "classifier"):
+                # The source's own head takes no part; a tied one is part of the trunk.
+                unused = getattr(self.trunk, name, None)
+                embedding = self.trunk.get_input_embeddings()
+                if isinstance(unused, nn.Module) and getattr(unused, "weight", None) is not embedding.weight:
+                    for parameter in unused.parameters():
+                        parameter.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """V of the state before each token: (B, T) -> (B, T) float32; the first column, which has no state, is 0.
+
+        Args:
+            hidden: (B, T, D), the policy's trunk output, for a shared critic.
+        """
+        if hidden is None:
+            assert self.trunk is not None, "a shared critic needs the policy's hidden states"
+            hidden = hidden_states(self.trunk, input_ids, attention_mask)
+        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+        return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)

@@ -1,0 +1,81 @@
+"""Resumable checkpoints in a scratch folder: whole or absent, the last two kept, read back without unpickling code."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefloop.errors import ModelError
+from prefloop.files import atomic_folder, read_json, sha256_file, write_json
+
+
+class Checkpoints:
+    """Checkpoints of one training.
+
+    Args:
+        folder: where they stand, named by the stage key: another key never sees them.
+        every_seconds: least time between two (seconds). What is computed never depends on it.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float) -> None:
+        self.folder, self.every_seconds = folder, every_seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """True when the last one is old enough."""
+        return time.monotonic() - self._last >= self.every_seconds
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes the checkpoint of `step` and removes all but the two newest."""
+        target = self.folder / f"checkpoint-{step:08d}"
+        with atomic_folder(target) as draft:
+            torch.save(state, draft / "state.pt")
+            write_json(draft / "checkpoint.json", {"step": step, "sha256": sha256_file(draft / "state.pt")})
+        for old in self._found()[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+        self._last = time.monotonic()
+        return target
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint that is whole: (step, state); a damaged one is passed over for the one before."""
+        for folder in reversed(self._found()):
+            try:
+                about = read_json(folder / "checkpoint.json")
+                if sha256_file(folder / "state.pt") != about["sha256"]:
+                    continue
+                # weights_only: tensors and plain containers, no code.
+                return int(about["step"]), torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            except Exception:  # noqa: BLE001 - any damage means: use the one before
+                continue
+        return None
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*")) if self.folder.is_dir() else []
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are trained, by name: all of them, or an adapter's alone; tied ones once."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trainable(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Loads what `trainable_state` gave, in place.
+
+    Raises:
+        ModelError: names or shapes differ from the module's.
+    """
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise ModelError(
+            f"the checkpoint of {what} does not fit this model: {wrong[0]} differs",
+            "remove the stage's scratch folder under .prefloop/scratch and run again",
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,151 @@
+"""Trainings that learn tokens: pre-training on text and supervised fine-tuning on demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefloop.config.sft import SFTConfig
+from prefloop.config.training import TrainingConfig
+from prefloop.data.batching import Batch, Order, chunks, pad, steps_in
+from prefloop.data.templates import ChatEncoder, Encoded
+from prefloop.errors import DataError
+from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.objectives.sft import sft_loss
+from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.loop import Part, train
+from prefloop.training.recorder import Recorder
+
+
+def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
+    """Documents end to end with an end token between them, cut into blocks of `length` tokens; a short tail is kept."""
+    stream: list[int] = []
+    blocks: list[list[int]] = []
+    for text in texts:
+        stream += [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+        while len(stream) >= length:
+            blocks.append(stream[:length])
+            stream = stream[length:]
+    if len(stream) > 1:
+        blocks.append(stream)
+    return blocks
+
+
+def pretrain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Sequence[list[int]],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    precision: str,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+) -> None:
+    """Next-token training on packed blocks, in place."""
+    rows = [Encoded(block[:1], block[1:], [False] + [True] * (len(block) - 1)) for block in blocks]
+    _train_rows(model, tokenizer, rows, config, (seed, "base"), precision, checkpoints, recorder, "base")
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    config: SFTConfig,
+    *,
+    seed: int,
+    precision: str,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+) -> None:
+    """Supervised fine-tuning on encoded demonstrations, in place."""
+    _train_rows(model, tokenizer, rows, config, (seed, "sft"), precision, checkpoints, recorder, "sft")
+
+
+def encode_demonstrations(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: SFTConfig
+) -> tuple[list[Encoded], int]:
+    """Encodes rows of data/validated/demonstrations.jsonl; returns them and how many lost tokens to `max_length`.
+
+    Raises:
+        DataError: a row has no trainable token.
+    """
+    encoder = ChatEncoder(tokenizer, config.max_length)
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        example = encoder.conversation(row["prompt"], row["completion"], every_turn=config.train_on == "assistant")
+        if not any(example.trainable):
+            raise DataError(f"demonstration {row.get('id', number)} has no trainable token")
+        encoded.append(example)
+    return encoded, encoder.cut
+
+
+def mean_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], *, precision: str
+) -> float:
+    """Mean negative log-likelihood of the trainable tokens (nats a token); 0 without rows."""
+    total, tokens = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for group in chunks(range(len(rows)), 128):
+            batch = _collate([rows[i] for i in group], tokenizer).to(model.device.type)
+            with precision_context(precision, model.device.type):
+                logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+            total -= float(logprobs.sum())
+            tokens += int(batch.wanted.sum())
+    return total / max(tokens, 1)
+
+
+def _train_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    config: TrainingConfig,
+    key: tuple[int | str, ...],
+    precision: str,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    what: str,
+) -> None:
+    if not rows:
+        raise DataError(f"{what} has no rows to train on", "look at data/quarantine and metrics/validate-*.json")
+    order = Order(len(rows), config.batch_size, key)
+    total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
+    train(
+        model,
+        config,
+        total,
+        _parts(model, tokenizer, rows, config, order, precision),
+        checkpoints=checkpoints,
+        recorder=recorder,
+        what=what,
+    )
+
+
+def _parts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    config: TrainingConfig,
+    order: Order,
+    precision: str,
+) -> Callable[[int], Iterator[Part]]:
+    device = model.device.type
+
+    def parts(step: int) -> Iterator[Part]:
+        chosen = sorted(order.step(step), key=lambda i: len(rows[i].input_ids))
+        total = sum(sum(rows[i].trainable) for i in chosen)
+        for group in chunks(chosen, config.micro_batch_size):
+            batch = _collate([rows[i] for i in group], tokenizer).to(device)
+            with precision_context(precision, device):
+                logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+            yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})
+
+    return parts
+
+
+def _collate(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    return pad([row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id))
