@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,8 @@ from types import FrameType
 from tasks.support.process import watch_parent
 
 ORPHAN_GRACE_SECONDS = 20.0
+ONE_CAUSE_SECONDS = 2.0
+"""Signals this close together have one cause: a dying parent's signal and the pipeline's own, say."""
 
 
 class Interrupted(BaseException):
@@ -29,6 +32,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.number: int | None = None
         self.patient = False
+        self._came_at = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -50,15 +54,19 @@ class StopFlag:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.number is not None:
-            os._exit(128 + number)
-        self.number = number
+            if now - self._came_at > ONE_CAUSE_SECONDS:
+                os._exit(128 + number)
+            return
+        self.number, self._came_at = number, now
         if not self.patient:
             raise Interrupted
 
     def _orphaned(self) -> None:
         """Asks like a signal, and ends the process where a step takes longer than the grace."""
-        os.kill(os.getpid(), signal.SIGTERM)
+        if self.number is None:
+            os.kill(os.getpid(), signal.SIGTERM)
         timer = threading.Timer(ORPHAN_GRACE_SECONDS, os._exit, args=(128 + signal.SIGTERM,))
         timer.daemon = True
         timer.start()
