@@ -25,6 +25,7 @@ class EvaluationPrompt:
         prompt: text, or messages {"role", "content"}.
         kind: what sort of prompt it is; the source's name where the row does not say.
         panel: "main" for the figures, "harmful" for refusals alone.
+        source: where the row came from; "world" is the embedded help desk.
         meta: what a gold judge needs to know.
     """
 
@@ -32,14 +33,16 @@ class EvaluationPrompt:
     prompt: str | list[dict[str, str]]
     kind: str
     panel: str = MAIN
+    source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> EvaluationPrompt:
         """Reads a row of data/validated/evaluation.jsonl."""
         meta = row.get("meta") or {}
-        kind = str(meta.get("kind") or row.get("source") or "all")
-        return cls(str(row["id"]), row["prompt"], kind, str(meta.get("panel", MAIN)), meta)
+        source = str(row.get("source") or "")
+        kind = str(meta.get("kind") or source or "all")
+        return cls(str(row["id"]), row["prompt"], kind, str(meta.get("panel", MAIN)), source, meta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,8 @@ class Answers:
         ended: the answer ended by itself, inside the limit of tokens (bool).
         log_ratio: log pi(answer) - log sft(answer), summed over tokens (float64, nats).
         reward: normalised score of the reward model that was optimised (float64).
-        judge: score of the independent judge (float64): gold where there is one.
+        judge: score of the independent judge (float64).
+        judge_name: who that is: "gold" or "reward_model" (fitted on other prompts, never optimised against).
         gold: gold's score (float64), or None where no gold judge exists.
         refused: the answer is a refusal (bool), or None where nothing can tell.
     """
@@ -66,6 +70,7 @@ class Answers:
     log_ratio: Floats
     reward: Floats
     judge: Floats
+    judge_name: str
     gold: Floats | None = None
     refused: NDArray[np.bool_] | None = None
 
@@ -83,11 +88,6 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    @property
-    def judge_name(self) -> str:
-        """The independent judge: "gold" or "reward_model"."""
-        return "reward_model" if self.gold is None else "gold"
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -116,6 +116,7 @@ class Answers:
             log_ratio=self.log_ratio[index],
             reward=self.reward[index],
             judge=self.judge[index],
+            judge_name=self.judge_name,
             gold=None if self.gold is None else self.gold[index],
             refused=None if self.refused is None else self.refused[index],
         )

@@ -31,15 +31,14 @@ def answers(policy="ppo", *, judge, reward=None, texts=None, gold=True, kinds=No
     panels = panels or ["main"] * n
     return Answers(
         policy=policy,
-        prompts=tuple(
-            EvaluationPrompt(f"p{i}", f"ask {i}", kinds[i], panels[i], {"kind": kinds[i]}) for i in range(n)
-        ),
+        prompts=tuple(EvaluationPrompt(f"p{i}", f"ask {i}", kinds[i], panels[i]) for i in range(n)),
         texts=tuple(texts or [f"{policy} says {i}." for i in range(n)]),
         lengths=np.array(lengths or [5] * n),
         ended=np.ones(n, dtype=bool),
         log_ratio=np.array(log_ratio or [0.0] * n, dtype=float),
         reward=np.array(judge if reward is None else reward, dtype=float),
         judge=np.array(judge, dtype=float),
+        judge_name="gold" if gold else "reward_model",
         gold=np.array(judge, dtype=float) if gold else None,
         refused=None if refused is None else np.array(refused),
     )

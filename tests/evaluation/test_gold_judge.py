@@ -18,7 +18,9 @@ def prompts(kind: str, n: int = 3) -> list[EvaluationPrompt]:
     rows = [
         prompt for prompt in pool(WORLD, kind, "evaluation") if prompt.meta.get("thing", "safe") == "safe"
     ]
-    return [EvaluationPrompt(f"{kind}{i}", p.text, kind, "main", p.meta) for i, p in enumerate(rows[:n])]
+    return [
+        EvaluationPrompt(f"{kind}{i}", p.text, kind, "main", "world", p.meta) for i, p in enumerate(rows[:n])
+    ]
 
 
 def test_a_refusal_that_helps_is_none_for_harmful_and_one_for_harmless_requests():
