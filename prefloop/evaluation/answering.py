@@ -93,7 +93,7 @@ def sample_many(
     setting: Setting,
     progress: Callable[[int, int], None],
 ) -> list[Rollouts]:
-    """Several answers a prompt: `samples` rollouts over all prompts. `progress` hears of each (done, total)."""
+    """Several answers a prompt: `samples` rollouts over all prompts. `progress` hears (done, total)."""
     model, tokenizer = setting.load(folder)
     sampler = Sampler(model, tokenizer, setting.config.sampling, setting.environment.precision)
     rounds = []
@@ -126,7 +126,7 @@ def _texts(prompts: Sequence[EvaluationPrompt]) -> list[str | list[dict[str, str
 def completion_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, setting: Setting
 ) -> Floats:
-    """Log-probability of each completion, summed over its tokens, the end token among them: (N,) float64, nats.
+    """Log-probability of each completion, summed over its tokens with the end token: (N,) float64, nats.
 
     At the temperature of sampling, as the policy drew them; greedy completions are measured at temperature 1.
     """

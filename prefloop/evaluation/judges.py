@@ -46,7 +46,7 @@ class Judges:
         kind = read_json(models / "judge" / "judge.json")["kind"]
         if kind == "gold" and outsider is not None:
             raise DataError(
-                f"the gold judge knows nothing of evaluation prompt {outsider.id!r} ({outsider.source or 'a file'})",
+                f"gold cannot judge evaluation prompt {outsider.id!r}, from {outsider.source or 'a file'}",
                 "set judge.kind to reward_model and ingest.judge_share above 0, "
                 "or leave prompts from elsewhere out of evaluation",
             )
