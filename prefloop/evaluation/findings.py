@@ -1,4 +1,4 @@
-"""What went wrong, in sentences: the known ways in which RLHF fails, read off the figures of an evaluation."""
+"""What went wrong, in sentences: the known ways in which RLHF fails, read off an evaluation's figures."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def _learnt_nothing(base: Figures) -> Iterator[Finding]:
             "sft",
             "problem" if low > 0.5 else "note",
             "Fine-tuning did not clearly help",
-            f"The base model wins {_share(base['win_rate_vs_sft']['mean'])} of prompts against the SFT policy "
-            f"({_shares(low, high)}).",
+            f"The base model wins {_share(base['win_rate_vs_sft']['mean'])} of prompts against the SFT "
+            f"policy ({_shares(low, high)}).",
         )
 
 
@@ -85,7 +85,7 @@ def _against_sft(name: str, figures: Figures) -> Iterator[Finding]:
             name,
             "note",
             "No clear gain over SFT",
-            f"It wins {_share(wins['mean'])} of prompts, and the interval holds one half ({_shares(low, high)}).",
+            f"It wins {_share(wins['mean'])} of prompts; one half is inside the {_shares(low, high)}.",
         )
     worse = [
         f"{kind} ({_share(part['win_rate_vs_sft'])} of {part['n']})"
@@ -138,7 +138,8 @@ def _refusals(name: str, figures: Figures, sft: Figures, rules: PromoteConfig) -
                 name,
                 "note",
                 "Refuses harmless requests more often",
-                f"{_share(ours['over']['mean'])} of look-alikes, where SFT refuses {_share(theirs['over']['mean'])}.",
+                f"{_share(ours['over']['mean'])} of look-alikes, where SFT refuses "
+                f"{_share(theirs['over']['mean'])}.",
             )
 
 

@@ -26,8 +26,8 @@ def merge(
         resamples: bootstrap samples behind each interval.
 
     Returns:
-        `judge`, `prompts` (count a panel), `oracle` (None without a gold judge), and `policies`: the figures, with
-        `gap_closed` (mean, ci95, n): the share of the way from SFT to the reachable maximum, or None.
+        `judge`, `prompts` (count a panel), `oracle` (None without a gold judge), and `policies`: the figures,
+        with `gap_closed` (mean, ci95, n): the share of the way from SFT to the reachable maximum, or None.
 
     Raises:
         DataError: policies were judged by different judges, or on different prompts.
@@ -40,7 +40,7 @@ def merge(
     for name, rows in samples.items():
         if [row["id"] for row in rows] != asked:
             raise DataError(
-                f"reports/samples/{name}.jsonl and reports/samples/sft.jsonl hold answers to different prompts",
+                f"reports/samples/{name}.jsonl and reports/samples/sft.jsonl answer different prompts",
                 "score every policy on one evaluation set: prefloop run evaluate --force",
             )
     panels = [str(row["panel"]) for row in sft]
