@@ -74,10 +74,9 @@ def with_meta(row: Row, record: Mapping[str, Any], *used: str) -> Row:
     for key in kept:
         if key not in row and record.get(key) is not None:
             row[key] = record[key]
-    rest = {
-        key: value for key, value in record.items() if key not in used and key not in kept and key != "meta"
-    }
-    meta = {**(record.get("meta") if isinstance(record.get("meta"), dict) else {}), **rest}
+    rest = {key: value for key, value in record.items() if key not in (*used, *kept, "meta")}
+    meta = record.get("meta")
+    meta = {**(meta if isinstance(meta, dict) else {}), **rest}
     if meta:
         row["meta"] = meta
     return row
