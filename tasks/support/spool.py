@@ -46,10 +46,12 @@ class SpoolWriter:
         self._lock = threading.Lock()
         self._synced = 0.0
 
-    def append(self, kind: str, **fields: Any) -> None:
-        """Writes one event with the time of now (milliseconds); forces it to disk when two seconds have passed."""
-        event = {"kind": kind, "time": int(time.time() * 1000), **fields}
+    def append(self, kind: str, **fields: Any) -> int:
+        """Writes one event, forces it to disk when two seconds have passed, and returns its time (milliseconds)."""
+        now = int(time.time() * 1000)
+        event = {"kind": kind, "time": now, **fields}
         self._write((json.dumps(event, ensure_ascii=False, default=str) + "\n").encode("utf-8"))
+        return now
 
     def sync(self) -> None:
         """Forces every event to disk."""
@@ -84,6 +86,12 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                 yield json.loads(line), offset
             except ValueError:
                 continue
+
+
+def waiting(folder: Path | None = None) -> int:
+    """How many runs have events that were not delivered yet."""
+    files = (folder or spool_folder()).glob("*.jsonl")
+    return sum(path.stat().st_size > int(read_state(path).get("offset", 0)) for path in files)
 
 
 def state_path(path: Path) -> Path:

@@ -27,6 +27,7 @@ from tasks.support.ending import ended_well
 from tasks.support.flatten import flatten, without_nan
 from tasks.support.keys import dvc_hash, locked_hashes, stage_key
 from tasks.support.locks import held
+from tasks.support.pipeline import bare_pipeline
 from tasks.support.progress import Progress
 from tasks.support.recording import StageRecorder
 from tasks.support.runs import Clock, git_state
@@ -64,6 +65,7 @@ class Stage(Generic[C]):
         self._models: list[Path] = []
         self._git = git_state()
         self._recorder: StageRecorder | None = None
+        self._bare = bare_pipeline()
 
     @classmethod
     @contextmanager
@@ -133,6 +135,8 @@ class Stage(Generic[C]):
 
     def _begin(self) -> None:
         self.scratch.mkdir(parents=True, exist_ok=True)
+        if self._bare is not None:
+            self._bare.begin()
         parameters = flatten(dataclasses.asdict(self.config), self.name.partition("@")[0])  # type: ignore[call-overload]
         self.tracker.start(
             parent=pipeline_id(),
@@ -170,6 +174,8 @@ class Stage(Generic[C]):
                 **self.clock.record(),
             },
         )
+        if self._bare is not None:
+            self._bare.finish()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _fail(self, error: BaseException) -> None:
@@ -177,6 +183,8 @@ class Stage(Generic[C]):
         stopped = self.stop.number is not None
         self.tracker.tags({"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"})
         self.tracker.end("KILLED" if stopped else "FAILED")
+        if self._bare is not None:
+            self._bare.finish("KILLED" if stopped else "FAILED")
 
     def _environment(self) -> dict[str, Any]:
         return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}

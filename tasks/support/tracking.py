@@ -11,8 +11,9 @@ from typing import Any
 from prefloop.config.promote import PromoteConfig
 from prefloop.config.read import read_section
 from tasks.support.flatten import figures
+from tasks.support.process import identify
 from tasks.support.redact import redact_all
-from tasks.support.spool import SpoolWriter, new_run_id, spool_folder
+from tasks.support.spool import SpoolWriter, new_run_id, spool_folder, state_path
 from tasks.support.workspace import PIPELINE_ID
 
 REWARD_NAME = "prefloop-reward"
@@ -26,18 +27,28 @@ class RunTracker:
     Args:
         run: id of the run; a new one by default.
         name: what the run is called: the stage, or the pipeline.
+        writer: pid of the process that the run lives and dies with; this one by default.
     """
 
-    def __init__(self, name: str, run: str = "") -> None:
+    def __init__(self, name: str, run: str = "", writer: int = 0) -> None:
         self.name = name
+        self.writer = writer or os.getpid()
         self.run = run or new_run_id(name)
         self._spool = SpoolWriter(self.run)
+        self._logged_at = 0
+
+    @property
+    def known(self) -> bool:
+        """True when the run was opened before."""
+        return self._spool.path.exists() or state_path(self._spool.path).exists()
 
     def start(self, *, parent: str = "", params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """Opens the run under the run `parent`."""
+        writer = identify(self.writer)
         self._spool.append(
-            "start", name=self.name, parent=parent, pid=os.getpid(),
-            params=redact_all(params), tags=redact_all(tags),
+            "start", name=self.name, parent=parent, writer=[writer.pid, writer.started] if writer else None,
+            params=redact_all(params),
+            tags=redact_all({name: value for name, value in tags.items() if value is not None}),
         )
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -48,9 +59,9 @@ class RunTracker:
 
     def metrics(self, step: int, values: Mapping[str, Any], prefix: str = "train") -> None:
         """Numbers of one step; a name without a slash goes under `prefix`, and what is not finite is left out."""
-        named = {name if "/" in name else f"{prefix}/{name}": value for name, value in figures(values).items()}
+        named = _prefixed(values, prefix)
         if named:
-            self._spool.append("metrics", step=step, values=named)
+            self._logged_at = self._spool.append("metrics", step=step, values=named)
 
     def dataset(self, name: str, path: Path, digest: str, rows: int | None) -> None:
         """An input, known by its DVC hash."""
@@ -58,7 +69,10 @@ class RunTracker:
 
     def checkpoint(self, step: int, folder: Path, values: Mapping[str, float]) -> None:
         """A pointer to a resumable checkpoint, with the metrics of its step."""
-        self._spool.append("checkpoint", step=step, path=str(folder.absolute()), values=figures(values))
+        self._spool.append(
+            "checkpoint", stage=self.name, step=step, path=str(folder.absolute()), at=self._logged_at,
+            values=_prefixed(values, "train"),
+        )
 
     def model(self, folder: Path, key: str, registered: str, values: Mapping[str, Any]) -> None:
         """The final model: its files are kept by hard links beside the spool until they are delivered.
@@ -69,9 +83,17 @@ class RunTracker:
         """
         kept = keep_files(folder, self.run) if registered else None
         self._spool.append(
-            "model", path=str(folder), key=key, registered=registered, values=figures(values),
-            files=str(kept) if kept else "",
+            "model", stage=self.name, path=str(folder), key=key, registered=registered, at=self._logged_at,
+            values=_prefixed(values, "final"), files=str(kept) if kept else "",
         )
+
+    def model_metrics(self, key: str, values: Mapping[str, float]) -> None:
+        """Figures of the model of a stage key, measured by another run; with an unknown key, of the run alone."""
+        self._spool.append("model_metrics", key=key, values=dict(values))
+
+    def link(self, stage: str, run: str) -> None:
+        """Says which run made the output of a stage that did not run this time."""
+        self._spool.append("link", stage=stage, run=run)
 
     def end(self, status: str) -> None:
         """Closes the run: FINISHED, FAILED or KILLED."""
@@ -82,6 +104,12 @@ class RunTracker:
     def error(self) -> OSError | None:
         """The first failure to write the spool, if any."""
         return self._spool.error
+
+
+def _prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Numbers under MLflow names: "loss" becomes "train/loss"; figures by prompt kind stay in the files alone."""
+    named = {name: value for name, value in figures(values).items() if "by_kind" not in name.split(".")}
+    return {name if "/" in name else f"{prefix}/{name}": value for name, value in named.items()}
 
 
 def registered_name(model: str) -> str:

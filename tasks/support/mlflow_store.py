@@ -1,0 +1,77 @@
+"""The tracking store: where it is, and a client to it. Importing this module is cheap; `connect` imports mlflow."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefloop.config.read import read_section
+from prefloop.config.tracking import TrackingConfig
+from tasks.support.workspace import state_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""A server that is away is asked again at the next delivery, not within one call."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A connected tracking store.
+
+    Attributes:
+        client: talks to tracking and registry.
+        uri: where they are.
+        experiment: MLflow id of the experiment.
+    """
+
+    client: MlflowClient
+    uri: str
+    experiment: str
+
+
+def read_config() -> TrackingConfig:
+    """Section `tracking`; its defaults in a folder without params.yaml."""
+    path = Path("params.yaml")
+    return read_section("tracking", TrackingConfig, path) if path.exists() else TrackingConfig()
+
+
+def local_folder() -> Path:
+    """Where the workspace's own database and artifacts lie."""
+    return state_folder() / "mlflow"
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """`tracking.uri`, else MLFLOW_TRACKING_URI, else the workspace's own database."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local_folder() / 'mlflow.db'}"
+
+
+def connect(config: TrackingConfig) -> Store:
+    """Opens the store, and makes database and experiment on first use.
+
+    Hold the delivery lock for that first use: two processes that migrate one fresh database break each other.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(config)
+    location = None
+    if uri.startswith("sqlite:"):
+        local_folder().mkdir(parents=True, exist_ok=True)
+        location = (local_folder() / "artifacts").as_uri()
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.get_experiment_by_name(config.experiment)
+    if found is not None:
+        return Store(client, uri, found.experiment_id)
+    return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))

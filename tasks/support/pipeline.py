@@ -1,0 +1,160 @@
+"""A pipeline run as tracking sees it: the parent of its stages' runs, and a record of what it was made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefloop.config.read import read_yaml
+from prefloop.errors import DataError
+from prefloop.files import read_json, write_json
+from tasks.support.delivery_process import DELIVERED, DeliveryProcess
+from tasks.support.flatten import flatten
+from tasks.support.keys import locked_hashes
+from tasks.support.redact import redact_all
+from tasks.support.runs import git_state
+from tasks.support.tracking import RunTracker, pipeline_id
+from tasks.support.workspace import PIPELINE_ID, slug, state_folder
+
+EVALUATION = Path("metrics/evaluate.json")
+MAIN_FIGURES = (
+    "gold.mean", "reward.mean", "win_rate_vs_sft.mean", "kl_to_sft", "length", "ended", "distinct_2", "gap_closed",
+)  # fmt: skip
+"""Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
+
+
+class Pipeline:
+    """One pipeline run. Open it with `tracked_pipeline`.
+
+    Attributes:
+        run: its id.
+        variables: environment variables that its stages' processes need.
+    """
+
+    def __init__(self, run: str = "", writer: int = 0) -> None:
+        self._tracker = RunTracker("pipeline", run, writer)
+        self.run = self._tracker.run
+        self.variables = {PIPELINE_ID: self.run}
+        self._started = datetime.now(UTC)
+        self._git = git_state()
+
+    def begin(self) -> None:
+        """Opens the run with every parameter, unless an earlier stage of a bare `dvc repro` did."""
+        if not self._tracker.known:
+            self._tracker.start(params=_parameters(), tags=self._git)
+
+    def link_skipped(self, stages: Iterable[str]) -> None:
+        """Points to the runs that made the outputs of stages that did not run, by skip or by restore."""
+        for stage in stages:
+            made = _run_record(stage)
+            if made is not None and made.get("pipeline") != self.run:
+                self._tracker.link(stage, str(made["run"]))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Adds data hashes, environment and the evaluation's main figures, keeps a record, and closes the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        described = describe()
+        self._tracker.params({f"data.{path}": digest for path, digest in described["data"].items()})
+        self._tracker.params(flatten(described["environment"], "environment"))
+        for policy, figures in described["figures"].items():
+            made = _run_record(policy)
+            values = {f"eval/{policy}/{name}": value for name, value in figures.items()}
+            self._tracker.model_metrics(str(made["key"]) if made else "", values)
+        record = {
+            "run": self.run,
+            "status": status,
+            "start": self._started.isoformat(timespec="seconds"),
+            "end": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self._git,
+            **described,
+        }
+        write_json(records_folder() / f"{self.run}.json", record)
+        self._tracker.end(status)
+
+
+@contextmanager
+def tracked_pipeline() -> Iterator[Pipeline]:
+    """Opens a pipeline run and delivers its events, its stages' included, while the block runs.
+
+    Give `Pipeline.variables` to the stages' processes. The run is closed as FAILED or KILLED when the block raises,
+    and as FINISHED otherwise, unless the block called `finish` itself.
+    """
+    pipeline = Pipeline()
+    delivery = DeliveryProcess()
+    if os.environ.get("PREFLOOP_TRACKING") != "off":
+        delivery.start()
+        if delivery.pid:
+            pipeline.variables[DELIVERED] = str(delivery.pid)
+    pipeline.begin()
+    status = "KILLED"
+    try:
+        yield pipeline
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        pipeline.finish(status)
+        delivery.finish()
+
+
+def bare_pipeline() -> Pipeline | None:
+    """The parent run of a stage that a bare `dvc repro` started; None under a flow, or by hand."""
+    run = pipeline_id()
+    if not run.startswith("dvc-"):
+        return None
+    return Pipeline(run, writer=int(run.rsplit("-", 1)[1]))
+
+
+def describe() -> dict[str, Any]:
+    """What a pipeline run is made of and what came out: parameters, data hashes, environment, figures, stages."""
+    environment = Path("runs/environment.json")
+    return {
+        "params": _parameters(),
+        "data": {path: digest for path, digest in sorted(locked_hashes().items()) if path.startswith("data/")},
+        "environment": dict(read_json(environment)) if environment.exists() else {},
+        "figures": main_figures(read_json(EVALUATION)) if EVALUATION.exists() else {},
+        "stages": {
+            str(record["stage"]): {"run": record["run"], "key": record["key"], "pipeline": record["pipeline"]}
+            for record in map(_readable, sorted(Path("runs").glob("*.json")))
+            if record is not None
+        },
+    }
+
+
+def main_figures(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Policy -> main figures, of what metrics/evaluate.json holds."""
+    found: dict[str, dict[str, float]] = {}
+    for policy, figures in evaluation.get("policies", {}).items():
+        flat = flatten(figures)
+        found[policy] = {name: flat[name] for name in MAIN_FIGURES if isinstance(flat.get(name), (int, float))}
+    return found
+
+
+def records_folder() -> Path:
+    """Where the records of pipeline runs lie, one JSON file a run."""
+    return state_folder() / "pipelines"
+
+
+def _parameters() -> dict[str, str]:
+    return redact_all(flatten(read_yaml("params.yaml")))
+
+
+def _run_record(stage: str) -> dict[str, Any] | None:
+    return _readable(Path("runs") / f"{slug(stage)}.json")
+
+
+def _readable(path: Path) -> dict[str, Any] | None:
+    """A stage's record; None where there is none, or it is no stage's (runs/environment.json)."""
+    try:
+        record = read_json(path)
+    except DataError:
+        return None
+    return record if isinstance(record, dict) and {"stage", "run", "key", "pipeline"} <= record.keys() else None
