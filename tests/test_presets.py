@@ -1,0 +1,59 @@
+"""Each preset loads over params.yaml and is valid."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefloop.config.params import parse_params
+from prefloop.config.read import read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+HUB = {
+    "qwen-0.5b-hh": "Qwen/Qwen2.5-0.5B",
+    "llama-1b-ultrafeedback": "meta-llama/Llama-3.2-1B",
+    "llama-8b-lora-ultrafeedback": "meta-llama/Llama-3.1-8B",
+}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def with_preset(name: str) -> dict[str, Any]:
+    return merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "presets" / f"{name}.yaml"))
+
+
+def test_the_promised_presets_are_there() -> None:
+    assert set(PRESETS) == {"small", "thorough", "hh-small", *HUB}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_valid(name: str) -> None:
+    params = parse_params(with_preset(name))
+    assert params.base.model == HUB.get(name, "")
+    assert (params.judge.kind == "gold") == (params.ingest.source == "world")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_how_to_run_it(name: str) -> None:
+    text = (ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"prefloop run --preset {name}" in text.split("\ningest:")[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_trains_on_longer_sequences_than_the_model_takes(name: str) -> None:
+    params = parse_params(with_preset(name))
+    if params.base.model:
+        return
+    for section in (params.base, params.sft, params.reward, params.judge, params.ppo, params.dpo):
+        assert section.max_length <= params.base.architecture.context
