@@ -22,9 +22,9 @@ PACKAGE_DATA = (".html", ".j2", ".css", ".svg")
 def closure(module: str, root: Path = Path(".")) -> list[str]:
     """Files, as sorted POSIX paths under `root`, that importing `module` and calling its functions may read.
 
-    Imports inside functions count; those under `if TYPE_CHECKING` do not, nothing runs them. Every package on the
-    way gives its `__init__.py`, and the templates and style sheets beside its modules. An import by a name made at
-    run time, `import_module(f"prefloop.x.{name}")`, brings in every module of that package.
+    Imports inside functions count; those under `if TYPE_CHECKING` do not, nothing runs them. Every package on
+    the way gives its `__init__.py`, and the templates and style sheets beside its modules. An import by a
+    name made at run time, `import_module(f"prefloop.x.{name}")`, brings in every module of that package.
     """
     found: set[Path] = set()
     waiting = [module]
@@ -39,7 +39,7 @@ def closure(module: str, root: Path = Path(".")) -> list[str]:
 
 
 def _files_of(module: str, root: Path) -> Iterator[Path]:
-    """The module's file, and what each package above it contributes; nothing for what is no module of ours."""
+    """The module's file, and what each package above it contributes; nothing for no module of ours."""
     parts = module.split(".")
     if parts[0] not in PACKAGES:
         return
@@ -95,13 +95,13 @@ def _imported_by_name(call: ast.Call, root: Path) -> Iterator[str]:
 
 
 def stage_module(command: str) -> str:
-    """The module that a stage's command runs: `python -m tasks.sft` gives `tasks.sft`; "" for another command."""
+    """The module that a command runs: `python -m tasks.sft` gives `tasks.sft`; "" for another command."""
     words = shlex.split(command)
     return words[words.index("-m") + 1] if "-m" in words else ""
 
 
 def with_closure(declared: list[str], module: str, root: Path) -> list[str]:
-    """A stage's dependencies with the code among them replaced by the closure of `module`; data comes first."""
+    """A stage's dependencies, the code among them replaced by the closure of `module`; data comes first."""
     data = [dep for dep in declared if dep.split("/")[0] not in PACKAGES]
     return data + closure(module, root)
 
@@ -134,7 +134,8 @@ def main() -> int:
     if stale and write:
         with open(path, "w", encoding="utf-8") as handle:
             yaml.dump(pipeline, handle)
-    print(f"dvc.yaml: {', '.join(stale) + (' rewritten' if write else ' out of date') if stale else 'up to date'}")
+    verdict = "rewritten" if write else "out of date"
+    print(f"dvc.yaml: {', '.join(stale)} {verdict}" if stale else "dvc.yaml: up to date")
     return int(bool(stale) and not write)
 
 

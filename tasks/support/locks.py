@@ -78,7 +78,8 @@ def holder(path: Path) -> Holder | None:
 def _take(handle: IO[str], what: str) -> None:
     for attempt in range(_ATTEMPTS):
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError as error:
             if attempt == _ATTEMPTS - 1:
                 process = _read(handle).process

@@ -1,8 +1,8 @@
 """Processes that end with the one they work for, and are known for sure: by pid and start time.
 
-Three ways lead a stage to its end when the process it works for is gone, each for a case that the others miss:
-a named pipe whose end of file says that the pipeline died (it passes through shells and through DVC, which closes every
-inherited descriptor), Linux's parent-death signal (at once), and a changed parent pid (where there is no such signal).
+Three ways lead a stage to its end when the process it works for is gone, each for a case that the others
+miss: a named pipe whose end of file says that the pipeline died (DVC closes inherited descriptors, a name
+passes), Linux's parent-death signal, and a changed parent pid where there is none.
 """
 
 from __future__ import annotations
@@ -87,14 +87,16 @@ def group_members(leader: int) -> list[int]:
 
 @contextmanager
 def lifeline(path: Path) -> Iterator[dict[str, str]]:
-    """Holds a named pipe open for the length of the block; yields the variables that children need to watch it.
+    """Holds a named pipe open for the length of the block; yields the variables with which children watch it.
 
     The kernel closes it with this process, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
-    descriptor = os.open(path, os.O_RDWR)  # not inherited by children; read and write, so as not to wait for a reader
+    descriptor = os.open(
+        path, os.O_RDWR
+    )  # not inherited by children; read and write, so as not to wait for a reader
     try:
         yield {PARENT_PIPE: str(path.absolute())}
     finally:

@@ -1,0 +1,1 @@
+"""When and where stages run: the Prefect flow and the command line."""

@@ -1,0 +1,1 @@
+"""What `prefloop doctor` looks at: the installation, the workspace, the services."""

@@ -1,0 +1,245 @@
+"""Computes a plan: walks DVC's own graph and compares what each stage read last time with what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+from flows.history import past_seconds
+from flows.planning.contents import Content, Forecast, present, recoverable
+from flows.planning.model import Action, Plan, Reason, StagePlan
+from flows.planning.run_cache import find_outputs
+from prefloop.config.parse import nearest
+from prefloop.errors import ConfigError, DataError, PrefloopError
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+
+CODE = ("prefloop/", "tasks/")
+
+
+def open_repo(root: Path) -> Repo:
+    """Opens the DVC repository at `root`.
+
+    Raises:
+        ConfigError: no DVC repository, or a dvc.yaml that cannot be read.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError
+
+    try:
+        repo = Repo(str(root))
+        repo.index.graph  # noqa: B018  (reads dvc.yaml and builds the graph now, not somewhere later)
+    except NotDvcRepoError as error:
+        raise ConfigError(
+            f"{root} is no DVC repository", "run in the root of the project, or `dvc init`"
+        ) from error
+    except DvcException as error:
+        raise ConfigError(
+            f"dvc.yaml cannot be used: {error}", "mend it, or its parameters in params.yaml"
+        ) from error
+    return repo
+
+
+def pipeline_stages(repo: Repo) -> list[PipelineStage]:
+    """Every stage of dvc.yaml, parents first; data tracked by `dvc add` is no stage."""
+    order = list(nx.dfs_postorder_nodes(repo.index.graph))
+    return [stage for stage in order if isinstance(stage, PipelineStage)]
+
+
+def make_plan(
+    repo: Repo,
+    targets: Sequence[str] = (),
+    *,
+    force: bool = False,
+    interrupted: Iterable[str] = (),
+) -> Plan:
+    """Says for each stage whether it will run, be restored or be skipped, and why.
+
+    Args:
+        repo: an open repository; nothing in it is changed.
+        targets: stages asked for ("sft", "evaluate@ppo", "evaluate" for all its parts); empty takes all.
+        force: run the targets (or every stage) although nothing changed.
+        interrupted: stages whose last run was cut off: what they left may be overwritten.
+
+    Raises:
+        ConfigError: an unknown target.
+        DataError: a file that a stage reads is missing, and no stage writes it.
+    """
+    stages = pipeline_stages(repo)
+    asked = select(stages, targets)
+    wanted = _with_ancestors(repo, stages, asked)
+    forecast = Forecast(repo)
+    plans = []
+    for stage in stages:
+        if stage.addressing not in wanted or is_preparation(stage):
+            continue
+        forced = force and stage.addressing in asked
+        plans.append(_plan_stage(repo, stage, forecast, forced, stage.addressing in set(interrupted)))
+    return Plan(tuple(plans))
+
+
+def is_preparation(stage: PipelineStage) -> bool:
+    """True for a stage that always runs and reads no data: it runs before a plan is made."""
+    return bool(stage.always_changed) and all(
+        isinstance(dep, ParamsDependency) or not _is_data(dep) for dep in stage.deps
+    )
+
+
+def select(stages: Sequence[PipelineStage], targets: Sequence[str]) -> set[str]:
+    """Names of the stages that the targets mean; a name before an @ means all its parts."""
+    names = [stage.addressing for stage in stages]
+    if not targets:
+        return set(names)
+    chosen: set[str] = set()
+    for target in targets:
+        matches = {name for name in names if name == target or name.split("@")[0] == target}
+        if not matches:
+            raise ConfigError(
+                f"there is no stage {target}", nearest(target, {*names, *(n.split("@")[0] for n in names)})
+            )
+        chosen |= matches
+    return chosen
+
+
+def _with_ancestors(repo: Repo, stages: Sequence[PipelineStage], asked: set[str]) -> set[str]:
+    graph = repo.index.graph
+    wanted = set(asked)
+    for stage in stages:
+        if stage.addressing in asked:
+            wanted |= {parent.addressing for parent in nx.descendants(graph, stage)}  # edges point to parents
+    return wanted
+
+
+def _plan_stage(
+    repo: Repo, stage: PipelineStage, forecast: Forecast, forced: bool, interrupted: bool
+) -> StagePlan:
+    known = any(dep.hash_info for dep in stage.deps) or any(out.hash_info for out in stage.outs)
+    inputs: dict[str, Content] = {}
+    reasons: list[Reason] = [Reason("forced", stage.addressing)] if forced else []
+    upstream: list[Reason] = []
+    if stage.cmd_changed and known:
+        reasons.append(Reason("command", stage.addressing))
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):
+            reasons += _parameter_reasons(dep)
+            continue
+        content, waits_for = forecast.of(dep)
+        if waits_for:
+            upstream.append(Reason("upstream", f"{_relative(repo, dep)} ({waits_for})"))
+        elif content is None:
+            raise DataError(
+                f"{_relative(repo, dep)} is missing; stage {stage.addressing} reads it, no stage writes it",
+                "restore it from git, or `dvc pull` if DVC tracks it",
+            )
+        else:
+            inputs[dep.fs_path] = content
+            if content[0] != dep.hash_info:
+                kind = "code" if _relative(repo, dep).startswith(CODE) else "data"
+                reasons.append(
+                    Reason(kind, _relative(repo, dep), None, "changed" if dep.hash_info else "is new")
+                )
+    if not known:
+        reasons = [
+            *(reason for reason in reasons if reason.kind == "forced"),
+            Reason("new", stage.addressing),
+        ]
+    edited, output_reasons, outputs = _outputs(repo, stage, interrupted)
+
+    action = Action.SKIP
+    if upstream:
+        action = Action.RUN if reasons else Action.MAYBE
+    elif reasons or output_reasons:
+        found = None if forced else find_outputs(repo, stage, inputs)
+        action = Action.RESTORE if found else Action.RUN
+        outputs = found or {}
+        reasons = reasons or output_reasons
+    if action in (Action.RUN, Action.MAYBE):
+        outputs = {}
+    for out in stage.outs:
+        forecast.record(stage.addressing, out.fs_path, outputs.get(out.fs_path))
+    return StagePlan(
+        name=stage.addressing,
+        action=action,
+        parents=_parents(repo, stage),
+        reasons=(*reasons, *(upstream if known else ())) if action is not Action.SKIP else (),
+        seconds=past_seconds(Path(repo.root_dir), stage.addressing),
+        edited=tuple(edited),
+    )
+
+
+def _outputs(
+    repo: Repo, stage: PipelineStage, interrupted: bool
+) -> tuple[list[str], list[Reason], dict[str, Content]]:
+    """Hand-edited outputs, reasons that lie in the outputs, and their contents as dvc.lock has them."""
+    edited: list[str] = []
+    reasons: list[Reason] = []
+    contents: dict[str, Content] = {}
+    for out in stage.outs:
+        here, name = present(out), _relative(repo, out)
+        if here is None:
+            reasons.append(Reason("output", name, None, "missing"))
+        elif not out.hash_info:
+            reasons.append(Reason("output", name, None, "not recorded in dvc.lock"))
+        elif here[0] != out.hash_info:
+            reasons.append(Reason("output", name, None, "not what dvc.lock says"))
+        elif out.use_cache and out.changed_cache():
+            reasons.append(Reason("output", name, None, "no longer in DVC's cache"))
+        if out.hash_info:
+            contents[out.fs_path] = (out.hash_info, out.meta)
+        differs = here is not None and here[0] != out.hash_info
+        if differs and out.use_cache and not interrupted and here and not recoverable(out, here):
+            edited.append(name)
+    return edited, reasons, contents
+
+
+def _parameter_reasons(dep: ParamsDependency) -> list[Reason]:
+    """Parameters that differ from those of the last run, leaf by leaf."""
+    kind = "parameter" if Path(dep.fs_path).suffix in (".yaml", ".yml") else "environment"
+    old = dep.hash_info.value if dep.hash_info else None
+    new = dep.read_params()
+    missing = [key for key in dep.params if key not in new]
+    if missing or (not new and not dep.exists):
+        raise PrefloopError(
+            f"{', '.join(missing) or 'everything'} is missing from {dep.def_path}", "add what is missing"
+        )
+    if not isinstance(old, Mapping):
+        return []
+    before, after = flatten(old), flatten(new)
+    return [
+        Reason(kind, key, before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _parents(repo: Repo, stage: PipelineStage) -> tuple[str, ...]:
+    parents = repo.index.graph.successors(stage)
+    return tuple(
+        sorted(p.addressing for p in parents if isinstance(p, PipelineStage) and not is_preparation(p))
+    )
+
+
+def _relative(repo: Repo, item: Output) -> str:
+    return Path(item.fs_path).relative_to(repo.root_dir).as_posix()
+
+
+def _is_data(dep: Output) -> bool:
+    return not str(dep.def_path).startswith(CODE)

@@ -1,0 +1,85 @@
+"""A plan for people (a table when it is a terminal, plain lines else) and for programs (JSON)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.planning.model import Action, Plan, StagePlan
+
+WORDS = {
+    Action.RUN: "runs",
+    Action.RESTORE: "restored from cache",
+    Action.MAYBE: "may run",
+    Action.SKIP: "unchanged",
+}
+REASONS_SHOWN = 6
+
+
+def plan_lines(plan: Plan, *, skipped: bool = True) -> list[str]:
+    """One line a stage, its further reasons below; what is unchanged is left out unless `skipped`."""
+    shown = [stage for stage in plan.stages if skipped or stage.action is not Action.SKIP]
+    width = max((len(stage.name) for stage in shown), default=0)
+    lines = []
+    for stage in shown:
+        reasons = _reasons(stage)
+        past = f" (took {duration(stage.seconds)})" if stage.seconds is not None and _may_run(stage) else ""
+        head = f"{stage.name:<{width}}  {WORDS[stage.action]:<19}"
+        lines.append((head + (reasons[0] if reasons else "") + past).rstrip())
+        lines += [" " * len(head) + reason for reason in reasons[1:]]
+    return [*lines, summary(plan)]
+
+
+def summary(plan: Plan) -> str:
+    """One sentence: how many stages do what, and what past runs of them took."""
+    if plan.nothing_to_do:
+        return f"nothing to do: all {len(plan.stages)} stages are up to date"
+    counts = [
+        f"{len(plan.with_action(action))} {WORDS[action]}" for action in Action if plan.with_action(action)
+    ]
+    known = [stage.seconds for stage in plan.stages if _may_run(stage) and stage.seconds is not None]
+    unknown = sum(1 for stage in plan.stages if _may_run(stage) and stage.seconds is None)
+    cost = f"; past runs of these took {duration(sum(known))}" if known else ""
+    cost += f" ({unknown} never ran here)" if known and unknown else ""
+    return ", ".join(counts) + cost
+
+
+def as_json(plan: Plan) -> list[dict[str, Any]]:
+    """The plan as plain values."""
+    return [
+        {
+            "stage": stage.name,
+            "action": stage.action.value,
+            "reasons": [
+                {"kind": reason.kind, "subject": reason.subject, "old": reason.old, "new": reason.new,
+                 "text": str(reason)}
+                for reason in stage.reasons
+            ],
+            "past_seconds": stage.seconds,
+            "edited_outputs": list(stage.edited),
+        }
+        for stage in plan.stages
+    ]  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8 s, 2 min 05 s, 1 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _may_run(stage: StagePlan) -> bool:
+    return stage.action in (Action.RUN, Action.MAYBE)
+
+
+def _reasons(stage: StagePlan) -> list[str]:
+    texts = [str(reason) for reason in stage.reasons]
+    if len(texts) > REASONS_SHOWN:
+        texts = [*texts[: REASONS_SHOWN - 1], f"and {len(texts) - REASONS_SHOWN + 1} more"]
+    if stage.action is Action.MAYBE:
+        causes = ", ".join(reason.subject for reason in stage.reasons)
+        texts = [f"only if {causes} changes"]
+    return texts

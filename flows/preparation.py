@@ -1,0 +1,77 @@
+"""What has to be right before a plan can be made: the environment resolved, text sources imported."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.planning.planner import is_preparation, pipeline_stages
+from flows.settings import STATE, child_environment
+from flows.stage_run import StageFailed
+from flows.supervision import Supervisor
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+Show = Callable[[str, str], None]
+
+
+def run_preparation(supervisor: Supervisor, repo: Repo, show: Show) -> None:
+    """Runs the stages that always run and depend on nothing, such as `environment`; their outputs are inputs.
+
+    Raises:
+        StageFailed: one of them failed.
+    """
+    for stage in pipeline_stages(repo):
+        if is_preparation(stage):
+            for out in stage.outs:
+                Path(out.fs_path).parent.mkdir(parents=True, exist_ok=True)
+            run_command(supervisor, stage.addressing, str(stage.cmd), show)
+
+
+def refresh(root: Path, repo: Repo) -> None:
+    """The same for a command that only looks: outside any run, without taking the workspace.
+
+    Raises:
+        StageFailed: one of them failed.
+    """
+    for stage in pipeline_stages(repo):
+        if is_preparation(stage):
+            done = subprocess.run(
+                _arguments(str(stage.cmd)),
+                cwd=root,
+                env=child_environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise StageFailed(
+                    stage.addressing, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:]
+                )
+
+
+def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> None:
+    """Runs `python -m ...` with this interpreter, or another command through the shell, outside DVC.
+
+    Raises:
+        StageFailed: it ended with another exit code than 0.
+    """
+    lines: list[str] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        show(what, line)
+
+    status = supervisor.run(_arguments(command), what, on_line)
+    if status:
+        raise StageFailed(what, status, STATE / "logs", lines[-5:])
+
+
+def _arguments(command: str) -> list[str]:
+    words = shlex.split(command)
+    return [sys.executable, *words[1:]] if words[:1] == ["python"] else ["/bin/sh", "-c", command]

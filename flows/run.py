@@ -1,0 +1,138 @@
+"""One run of the pipeline, from the plan to the promotion decision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows import settings
+from flows.leftovers import unfinished
+from flows.planning.model import Plan, StagePlan
+from flows.planning.planner import make_plan, open_repo
+from flows.planning.show import plan_lines
+from flows.preparation import run_preparation
+from flows.promotion import promote, promotion_due
+from flows.rescue import refuse, rescue
+from flows.server import prefect_api
+from flows.stage_run import Outcome, StageResult, run_stage
+from flows.supervision import Supervisor, supervise
+from flows.terminal import Terminal
+from prefloop.errors import PrefloopError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run.
+
+    Attributes:
+        targets: stages; empty takes all.
+        force: run the targets although nothing changed; hand-edited outputs are moved away first.
+        jobs: stages at once (count).
+        pool: Prefect work pool whose workers run what computes with models; empty runs everything here.
+    """
+
+    targets: tuple[str, ...] = ()
+    force: bool = False
+    jobs: int = 2
+    pool: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        plan: what was decided before.
+        outcomes: stage -> what came of it.
+        failures: stage -> its error.
+        held_back: stages that did not start.
+        signal_number: the signal that stopped it, None if none did.
+        seconds: wall time.
+    """
+
+    plan: Plan
+    outcomes: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, PrefloopError] = field(default_factory=dict)
+    held_back: tuple[str, ...] = ()
+    signal_number: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0, 130 or 143 when a signal stopped it, else that of the first failure."""
+        if self.signal_number is not None:
+            return 128 + self.signal_number
+        return next((error.exit_code for error in self.failures.values()), 0)
+
+
+def new_pipeline_id() -> str:
+    """Id of a pipeline run: its start in UTC."""
+    return datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S-%f")[:-3]
+
+
+def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
+    """Plans and runs; without work to do, ends before Prefect is even imported.
+
+    Raises:
+        PrefloopError: nothing could be started: wrong parameters, hand-edited outputs, another live run.
+    """
+    started = time.monotonic()
+    settings.apply(root)
+    with supervise(root, new_pipeline_id()) as supervisor:
+        repo = open_repo(root)
+        run_preparation(supervisor, repo, terminal.line)
+        plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
+        _deal_with_edited(root, plan, request.force, terminal)
+        steps: dict[str, Callable[[], str]] = {}
+        if promotion_due(root, plan):
+            steps["promote"] = lambda: promote(supervisor, terminal.line)
+        if plan.nothing_to_do and not steps:
+            return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
+        for line in plan_lines(plan, skipped=False):
+            terminal.say(line)
+        with prefect_api(supervisor):
+            return _run(supervisor, request, plan, steps, terminal, started)
+
+
+def _run(
+    supervisor: Supervisor,
+    request: Request,
+    plan: Plan,
+    steps: dict[str, Callable[[], str]],
+    terminal: Terminal,
+    started: float,
+) -> Ended:
+    from flows.pipeline import run_pipeline
+
+    def run_one(stage: StagePlan) -> StageResult:
+        forced = any(reason.kind == "forced" for reason in stage.reasons)
+        result = run_stage(supervisor, stage.name, terminal.line, force=forced)
+        terminal.done(stage.name)
+        if result.outcome is not Outcome.SKIPPED:
+            terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")
+        return result
+
+    report = run_pipeline(plan, run_one, name=supervisor.pipeline, jobs=request.jobs, after=steps)
+    return Ended(
+        plan,
+        {name: result.outcome.name.lower() for name, result in report.results.items()},
+        report.failures,
+        tuple(report.held_back),
+        supervisor.signal_number,
+        time.monotonic() - started,
+    )
+
+
+def _deal_with_edited(root: Path, plan: Plan, force: bool, terminal: Terminal) -> None:
+    if force:
+        for path, target in rescue(root, plan.edited).items():
+            terminal.say(f"{path} was changed by hand: moved to {target}")
+    else:
+        refuse(plan.edited)
+
+
+def _skipped(plan: Plan) -> dict[str, str]:
+    return {stage.name: Outcome.SKIPPED.name.lower() for stage in plan.stages}

@@ -1,0 +1,175 @@
+"""Child processes of a run: started in sessions of their own, ended with it, known to the next run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flows.leftovers import end_leftovers
+from flows.settings import STATE, child_environment
+from prefloop.files import write_json
+from tasks.support.locks import held, holder
+from tasks.support.process import end_group, identify, lifeline
+
+GRACE_SECONDS = 30.0
+"""How long a stage may take to save a checkpoint when it is asked to end."""
+
+
+class Stopped(Exception):
+    """The run was asked to end; no further child is started."""
+
+
+class Supervisor:
+    """Starts and ends the children of one run. Open it with `supervise`.
+
+    Attributes:
+        pipeline: id of the run; children find it in PREFLOOP_PIPELINE_ID.
+        signal_number: the signal that asked the run to end, None while nothing did.
+    """
+
+    def __init__(self, root: Path, pipeline: str, lifeline_variables: Mapping[str, str]) -> None:
+        self.root = root
+        self.pipeline = pipeline
+        self.signal_number: int | None = None
+        self._variables = {**lifeline_variables, "PREFLOOP_PIPELINE_ID": pipeline}
+        self._records = root / STATE / "children"
+        self._children: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def start(
+        self,
+        command: Sequence[str],
+        what: str,
+        *,
+        output: int | None = subprocess.PIPE,
+        extra: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Starts a child in a session of its own and records it by pid and start time.
+
+        Raises:
+            Stopped: the run was asked to end.
+        """
+        with self._lock:
+            if self.signal_number is not None:
+                raise Stopped(what)
+            child = subprocess.Popen(
+                list(command),
+                cwd=self.root,
+                env=child_environment({**self._variables, **(extra or {})}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output is not None else None,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._children[child.pid] = what
+        self._record(child.pid, what)
+        return child
+
+    def run(
+        self,
+        command: Sequence[str],
+        what: str,
+        on_line: Callable[[str], None],
+        extra: Mapping[str, str] | None = None,
+    ) -> int:
+        """Runs a child to its end, handing over each line it prints; returns its exit status.
+
+        Raises:
+            Stopped: the run was asked to end, before or meanwhile.
+        """
+        child = self.start(command, what, extra=extra)
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                on_line(line.rstrip("\n"))
+            status = child.wait()
+        finally:
+            self.finish(child)
+        if self.signal_number is not None:
+            raise Stopped(what)
+        return status
+
+    def finish(self, child: subprocess.Popen[str]) -> None:
+        """Ends what is left of a child's group and forgets it."""
+        end_group(child.pid, signal.SIGTERM, GRACE_SECONDS)
+        child.wait()
+        with self._lock:
+            self._children.pop(child.pid, None)
+        (self._records / f"{child.pid}.json").unlink(missing_ok=True)
+
+    def request_stop(self, number: int) -> None:
+        """Asks every child to end: softly at first (a trainer saves a checkpoint), then for good."""
+        again = self.signal_number is not None
+        self.signal_number = self.signal_number or number
+        for pid in list(self._children):
+            try:
+                # DVC waits for its command on SIGINT, and dies on SIGTERM leaving its own locks behind.
+                os.killpg(pid, signal.SIGKILL if again else signal.SIGINT)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def end_all(self) -> None:
+        """Ends every child that still lives."""
+        for pid in list(self._children):
+            end_group(pid, signal.SIGINT, GRACE_SECONDS)
+            (self._records / f"{pid}.json").unlink(missing_ok=True)
+
+    def _record(self, pid: int, what: str) -> None:
+        process = identify(pid)
+        if process is not None:
+            write_json(
+                self._records / f"{pid}.json",
+                {"pid": pid, "started": process.started, "what": what, "pipeline": self.pipeline},
+            )
+
+
+@contextmanager
+def supervise(root: Path, pipeline: str) -> Iterator[Supervisor]:
+    """Takes the workspace for one run: its lock, the leftovers of an earlier run, the handling of signals.
+
+    SIGINT and SIGTERM ask the children to end and are remembered; the block goes on and ends by itself.
+
+    Raises:
+        WorkspaceError: another run is live in this workspace.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(
+            held(root / STATE / "locks" / "workspace.lock", f"the workspace {root.absolute()}")
+        )
+        end_leftovers(root)
+        variables = stack.enter_context(lifeline(root / STATE / "lifeline"))
+        supervisor = Supervisor(root, pipeline, variables)
+        stack.callback(supervisor.end_all)
+        stack.enter_context(_signals(supervisor))
+        yield supervisor
+
+
+@contextmanager
+def _signals(supervisor: Supervisor) -> Iterator[None]:
+    """Leads SIGINT and SIGTERM to the supervisor for the length of the block; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda received, _frame: supervisor.request_stop(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def live_run(root: Path) -> tuple[int, str] | None:
+    """Pid and pipeline of the run that holds the workspace; None when it is free."""
+    found = holder(root / STATE / "locks" / "workspace.lock")
+    return (found.process.pid, found.pipeline) if found and found.process else None
