@@ -1,0 +1,1 @@
+"""Expectations about data: measured row by row, judged by Great Expectations, acted on by severity."""
