@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
@@ -115,15 +116,16 @@ def hardware(root: Path) -> Iterator[Check]:
         yield note(
             "device",
             f"{device}, though an NVIDIA driver is there",
-            "if compute.device is not cpu on purpose, install a build of torch with CUDA (pytorch.org says which)",
+            "if compute.device is not cpu on purpose, install a build of torch with CUDA",
         )
     else:
         yield ok("device", f"{device}{': ' + gpus if gpus else ''}")
 
 
-def _project(root: Path) -> dict[str, object] | dict[str, list[str]]:
+def _project(root: Path) -> dict[str, Any]:
+    """The `project` table of pyproject.toml."""
     path = root / "pyproject.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.exists() else {}
+    return dict(tomllib.loads(path.read_text(encoding="utf-8"))["project"]) if path.exists() else {}
 
 
 def _requirements(path: Path) -> Iterator[Requirement]:

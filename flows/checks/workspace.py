@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ from flows.leftovers import unfinished
 from flows.settings import STATE
 from prefloop.config.params import load_params
 from prefloop.errors import ConfigError
-from tasks.support.locks import holder
+from tasks.support.locks import held, holder
 
 GIB = 1 << 30
 LEAST_DISK_GIB, GOOD_DISK_GIB = 1, 5
@@ -85,8 +85,6 @@ def writable(root: Path) -> Check:
     """The workspace's own folder can be written, and takes the locks that keep two runs apart."""
     probe = root / STATE / "doctor.lock"
     try:
-        from tasks.support.locks import held
-
         with held(probe, "the doctor's probe"):
             pass
         probe.unlink()
@@ -132,8 +130,6 @@ def _dead_holders(rwlock: Path) -> set[str]:
     return pids
 
 
-def _git(root: Path, *arguments: Sequence[str] | str) -> str:
-    result = subprocess.run(
-        ["git", *map(str, arguments)], cwd=root, capture_output=True, text=True, check=False
-    )
+def _git(root: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
