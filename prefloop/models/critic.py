@@ -6,9 +6,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefloop.config.ppo import PPOConfig
 from prefloop.models.forward import hidden_states
+from prefloop.models.reward_model import RewardModel
 
 
 class Critic(nn.Module):
@@ -47,3 +49,20 @@ class Critic(nn.Module):
             hidden = hidden_states(self.trunk, input_ids, attention_mask)
         values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
         return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
+
+
+def make_critic(
+    config: PPOConfig, policy: PreTrainedModel, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase
+) -> Critic:
+    """The critic that the section `ppo` asks for.
+
+    A separate one starts from the reward model's trunk (Ouyang et al. 2022, appendix C.4) where that reads the
+    policy's tokens; from the policy's where the reward model has a tokenizer or an architecture of its own.
+    """
+    width = int(policy.get_input_embeddings().weight.shape[1])
+    if config.critic == "shared":
+        return Critic(None, width)
+    same_tokens = reward_model.tokenizer.get_vocab() == tokenizer.get_vocab()
+    if config.critic_base == "reward" and same_tokens and not reward_model.encoder_only:
+        return Critic(reward_model.model, int(reward_model.model.get_input_embeddings().weight.shape[1]))
+    return Critic(policy, width)

@@ -34,6 +34,11 @@ def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, len
     return blocks
 
 
+def encode_blocks(blocks: Iterable[list[int]]) -> list[Encoded]:
+    """Blocks of which every token but the first is learned."""
+    return [Encoded(block[:1], block[1:], [False] + [True] * (len(block) - 1)) for block in blocks]
+
+
 def pretrain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,8 +51,7 @@ def pretrain(
     recorder: Recorder,
 ) -> None:
     """Next-token training on packed blocks, in place."""
-    rows = [Encoded(block[:1], block[1:], [False] + [True] * (len(block) - 1)) for block in blocks]
-    _train_rows(model, tokenizer, rows, config, (seed, "base"), precision, checkpoints, recorder, "base")
+    _train_rows(model, tokenizer, encode_blocks(blocks), config, (seed, "base"), precision, checkpoints, recorder, "base")
 
 
 def finetune(
@@ -81,6 +85,14 @@ def encode_demonstrations(
             raise DataError(f"demonstration {row.get('id', number)} has no trainable token")
         encoded.append(example)
     return encoded, encoder.cut
+
+
+def encode_answers(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Encoded]:
+    """Encodes demonstrations whose last answer alone is learned."""
+    encoder = ChatEncoder(tokenizer, max_length)
+    return [encoder.conversation(row["prompt"], row["completion"], every_turn=False) for row in rows]
 
 
 def mean_loss(

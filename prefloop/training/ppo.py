@@ -304,8 +304,12 @@ class PPOTrainer:
         # Within the budget the higher score wins; while nothing is within it, the lower KL.
         rank = [1.0, score] if within else [0.0, -kl]
         if not self.best or rank > self.best["rank"]:
-            self.best = {"rank": rank, "step": step, "policy": trainable_state(self.policy)}
+            self.best = {"rank": rank, "step": step, "score": score, "kl": kl, "policy": trainable_state(self.policy)}
         return {"select/score": score, "select/kl": kl, "select/best_step": float(self.best["step"])}
+
+    def chosen_figures(self) -> dict[str, float]:
+        """Held-out score and KL (nats) of the weights that were kept; empty when the last ones are."""
+        return {name: float(self.best[name]) for name in ("score", "kl") if name in self.best}
 
     def _state(self) -> dict[str, Any]:
         return {

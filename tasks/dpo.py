@@ -1,0 +1,60 @@
+"""The stage dpo: the SFT policy learns from comparisons without a reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefloop.config.dpo import DPOConfig
+from prefloop.data.comparisons import rankings
+from prefloop.data.holdout import split_holdout
+from prefloop.files import read_jsonl
+from prefloop.models.adapters import attach, merge
+from prefloop.models.loading import load_policy
+from prefloop.models.saving import save_model
+from prefloop.training.dpo import encode_pairs, fit_dpo, held_out_figures, reference_logprobs
+from tasks.support.stage import Stage
+from tasks.support.training import card, prepare
+
+COMPARISONS = Path("data/validated/preferences.jsonl")
+
+
+def main() -> None:
+    """Writes models/dpo."""
+    with Stage.open("dpo", DPOConfig) as stage:
+        bench, config = prepare(stage), stage.config
+        precision = bench.environment.precision
+        stage.dataset("preferences", COMPARISONS)
+        model, tokenizer = load_policy(
+            "models/sft", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
+        )
+        rows, held_rows = split_holdout(list(read_jsonl(COMPARISONS)), config.holdout, "dpo")
+        (fitted, unused), (held, _) = rankings(rows), rankings(held_rows)
+        pairs, cut = encode_pairs(fitted, tokenizer, config)
+        held_pairs, _ = encode_pairs(held, tokenizer, config)
+        stage.say(f"{len(pairs):,} pairs of {len(fitted):,} prompts, {len(held_pairs):,} held out, {cut:,} prompts cut")
+        # Before any step the policy is the reference.
+        reference = reference_logprobs(model, tokenizer, pairs, precision, stage.scratch / "reference.safetensors")
+        held_reference = reference_logprobs(model, tokenizer, held_pairs, precision)
+        policy = attach(model, config.lora, seed=stage.seed)
+        fit_dpo(
+            policy,
+            tokenizer,
+            pairs,
+            reference,
+            config,
+            seed=stage.seed,
+            precision=precision,
+            checkpoints=bench.checkpoints,
+            recorder=stage.recorder,
+        )
+        figures = held_out_figures(policy, tokenizer, held_pairs, held_reference, config, precision)
+        with stage.output("models/dpo") as folder:
+            about = card(stage, "The SFT policy, tuned by DPO.", [f"{len(pairs):,} pairs of {len(fitted):,} prompts"])
+            save_model(merge(policy), tokenizer, folder, about)
+        stage.metrics(
+            {"pairs": len(pairs), "prompts": len(fitted), "unused": unused, "cut": cut, "held_out": figures}
+        )
+
+
+if __name__ == "__main__":
+    main()

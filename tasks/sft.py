@@ -1,0 +1,52 @@
+"""The stage sft: the base model learns to answer from demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefloop.config.sft import SFTConfig
+from prefloop.data.holdout import split_holdout
+from prefloop.files import read_jsonl
+from prefloop.models.adapters import attach, merge
+from prefloop.models.loading import load_policy
+from prefloop.models.saving import save_model
+from prefloop.training.language_model import encode_demonstrations, finetune, mean_loss
+from tasks.support.stage import Stage
+from tasks.support.training import card, prepare
+
+DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
+
+
+def main() -> None:
+    """Writes models/sft."""
+    with Stage.open("sft", SFTConfig) as stage:
+        bench, config = prepare(stage), stage.config
+        precision = bench.environment.precision
+        stage.dataset("demonstrations", DEMONSTRATIONS)
+        model, tokenizer = load_policy(
+            "models/base", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
+        )
+        rows, held = split_holdout(list(read_jsonl(DEMONSTRATIONS)), config.holdout, "sft")
+        encoded, cut = encode_demonstrations(rows, tokenizer, config)
+        encoded_held, _ = encode_demonstrations(held, tokenizer, config)
+        stage.say(f"{len(encoded):,} demonstrations, {len(held):,} held out, {cut:,} cut to {config.max_length} tokens")
+        policy = attach(model, config.lora, seed=stage.seed)
+        finetune(
+            policy,
+            tokenizer,
+            encoded,
+            config,
+            seed=stage.seed,
+            precision=precision,
+            checkpoints=bench.checkpoints,
+            recorder=stage.recorder,
+        )
+        loss = mean_loss(policy, tokenizer, encoded_held, precision=precision)
+        with stage.output("models/sft") as folder:
+            about = card(stage, "The base model, fine-tuned on demonstrations.", [f"{len(encoded):,} demonstrations"])
+            save_model(merge(policy), tokenizer, folder, about)
+        stage.metrics({"demonstrations": len(encoded), "held_out": len(held), "cut": cut, "held_out_loss": loss})
+
+
+if __name__ == "__main__":
+    main()
