@@ -63,7 +63,7 @@ def interval_chart(
         marks: dashed reference lines (value, label).
         span: further values that the axis must reach, so that charts can share one.
     """
-    width, left, right, row_height = 420.0, 62.0, 366.0, 27.0
+    width, left, right, row_height = 340.0, 50.0, 290.0, 25.0
     top = 8.0 + 14.0 * len(marks)
     bottom = top + row_height * len(rows)
     values = [*span, *(value for value, _ in marks)]
@@ -96,7 +96,7 @@ def interval_chart(
 
 def line_chart(lines: Sequence[Line], title: str, *, x_label: str = "step") -> Markup:
     """Curves over steps: the averaged curve."""
-    width, height, left, right, top = 320.0, 180.0, 44.0, 312.0, 8.0
+    width, height, left, right, top = 260.0, 158.0, 40.0, 253.0, 8.0
     bottom = height - 34
     thinned = [Line(line.label, *thin(line.xs, line.ys), line.colour) for line in lines]
     xs = Scale.over([x for line in thinned for x in line.xs], left, right, margin=0.0)
@@ -131,7 +131,7 @@ def gap_chart(
     The stem between the two is the hacking gap. `paths` are the ways that policies took in training, by the
     reward model; `budget` is the KL that promotion allows.
     """
-    width, height, left, right, top = 900.0, 380.0, 48.0, 850.0, 14.0
+    width, height, left, right, top = 560.0, 330.0, 44.0, 528.0, 14.0
     bottom = height - 42
     kls = [0.0, *(p.kl for p in places), *(x for line in paths for x in line.xs)]
     if budget is not None and budget <= 1.6 * max(kls):
