@@ -11,7 +11,7 @@ from prefloop.files import read_jsonl
 from prefloop.models.adapters import attach, merge
 from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
-from prefloop.training.dpo import encode_pairs, fit_dpo, held_out_figures, reference_logprobs
+from prefloop.training.dpo import encode_comparisons, fit_dpo, held_out_figures, reference_logprobs
 from tasks.support.stage import Stage
 from tasks.support.training import card, prepare
 
@@ -29,17 +29,18 @@ def main() -> None:
         )
         rows, held_rows = split_holdout(list(read_jsonl(COMPARISONS)), config.holdout, "dpo")
         (fitted, unused), (held, _) = rankings(rows), rankings(held_rows)
-        pairs, cut = encode_pairs(fitted, tokenizer, config)
-        held_pairs, _ = encode_pairs(held, tokenizer, config)
-        stage.say(f"{len(pairs):,} pairs of {len(fitted):,} prompts, {len(held_pairs):,} held out, {cut:,} prompts cut")
+        comparisons, cut = encode_comparisons(fitted, tokenizer, config)
+        held_comparisons, _ = encode_comparisons(held, tokenizer, config)
+        pairs = sum(len(comparison.pairs) for comparison in comparisons)
+        stage.say(f"{pairs:,} pairs of {len(fitted):,} prompts, {len(held):,} prompts held out, {cut:,} cut")
         # Before any step the policy is the reference.
-        reference = reference_logprobs(model, tokenizer, pairs, precision, stage.scratch / "reference.safetensors")
-        held_reference = reference_logprobs(model, tokenizer, held_pairs, precision)
+        reference = reference_logprobs(model, tokenizer, comparisons, precision, stage.scratch / "reference.safetensors")
+        held_reference = reference_logprobs(model, tokenizer, held_comparisons, precision)
         policy = attach(model, config.lora, seed=stage.seed)
         fit_dpo(
             policy,
             tokenizer,
-            pairs,
+            comparisons,
             reference,
             config,
             seed=stage.seed,
@@ -47,12 +48,12 @@ def main() -> None:
             checkpoints=bench.checkpoints,
             recorder=stage.recorder,
         )
-        figures = held_out_figures(policy, tokenizer, held_pairs, held_reference, config, precision)
+        figures = held_out_figures(policy, tokenizer, held_comparisons, held_reference, config, precision)
         with stage.output("models/dpo") as folder:
-            about = card(stage, "The SFT policy, tuned by DPO.", [f"{len(pairs):,} pairs of {len(fitted):,} prompts"])
+            about = card(stage, "The SFT policy, tuned by DPO.", [f"{pairs:,} pairs of {len(fitted):,} prompts"])
             save_model(merge(policy), tokenizer, folder, about)
         stage.metrics(
-            {"pairs": len(pairs), "prompts": len(fitted), "unused": unused, "cut": cut, "held_out": figures}
+            {"pairs": pairs, "prompts": len(fitted), "unused": unused, "cut": cut, "held_out": figures}
         )
 
 

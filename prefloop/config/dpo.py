@@ -10,7 +10,7 @@ from prefloop.config.training import TrainingConfig
 
 @dataclass(frozen=True)
 class DPOConfig(TrainingConfig):
-    """Section `dpo`; `batch_size` counts pairs.
+    """Section `dpo`; `batch_size` counts prompts, each with all its pairs.
 
     Attributes:
         beta: strength of the tie to the SFT policy.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.dpo import DPOConfig
-from prefloop.data.batching import Batch, Order, chunks, pad, steps_in
+from prefloop.data.batching import Order, chunks, pad, steps_in
 from prefloop.data.comparisons import Ranking
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError
@@ -25,75 +25,91 @@ from prefloop.training.recorder import Recorder
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A chosen and a rejected completion of one prompt, in tokens; `probability` is the label's softness."""
+class EncodedComparison:
+    """The completions of one prompt in tokens, each once, and the pairs they make up.
 
-    chosen: Encoded
-    rejected: Encoded
+    Attributes:
+        completions: those that enter a pair.
+        pairs: (better, worse) indices into `completions`.
+        probability: the label's softness, 1 for a plain label.
+    """
+
+    completions: list[Encoded]
+    pairs: list[tuple[int, int]]
     probability: float
 
 
-def encode_pairs(
+def encode_comparisons(
     rankings: Iterable[Ranking], tokenizer: PreTrainedTokenizerBase, config: DPOConfig
-) -> tuple[list[Pair], int]:
-    """Every ordered pair of every ranking (at most `pairs_per_prompt`, the widest apart first), and how many were cut."""
+) -> tuple[list[EncodedComparison], int]:
+    """Every ordered pair of every ranking (at most `pairs_per_prompt`, the widest apart first), and how many prompts
+    or completions were cut."""
     encoder = ChatEncoder(tokenizer, config.max_length)
-    pairs: list[Pair] = []
+    comparisons: list[EncodedComparison] = []
     for ranking in rankings:
-        encoded = encoder.completions(ranking.prompt, ranking.completions)
-        indices = ranking.pairs
+        pairs = ranking.pairs
         if config.pairs_per_prompt:
             ranks = ranking.ranks
-            indices = sorted(indices, key=lambda ij: ranks[ij[0]] - ranks[ij[1]])[: config.pairs_per_prompt]
-        pairs += [Pair(encoded[i], encoded[j], ranking.probability) for i, j in indices]
-    return pairs, encoder.cut
+            pairs = sorted(pairs, key=lambda ij: ranks[ij[0]] - ranks[ij[1]])[: config.pairs_per_prompt]
+        used = sorted({i for pair in pairs for i in pair})
+        place = {i: n for n, i in enumerate(used)}
+        encoded = encoder.completions(ranking.prompt, [ranking.completions[i] for i in used])
+        comparisons.append(
+            EncodedComparison(encoded, [(place[i], place[j]) for i, j in pairs], ranking.probability)
+        )
+    return comparisons, encoder.cut
 
 
 def completion_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], precision: str
-) -> tuple[Tensor, Batch]:
-    """Log-probs SUMMED over each completion, (B,), and the padded batch."""
-    batch = _collate(rows, tokenizer).to(model.device.type)
+) -> tuple[Tensor, Tensor]:
+    """Log-probs SUMMED over each completion, (B,), and completion lengths (B,) in tokens."""
+    batch = pad(
+        [row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id)
+    ).to(model.device.type)
     with precision_context(precision, model.device.type):
         logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
-    return logprobs.sum(dim=-1), batch
+    return logprobs.sum(dim=-1), batch.wanted.sum(dim=-1)
 
 
 @torch.no_grad()
 def reference_logprobs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
+    comparisons: Sequence[EncodedComparison],
     precision: str,
     cache: Path | None = None,
-) -> Tensor:
-    """Log-probs of every pair under the reference, (P, 2) float32 on the CPU; computed once, kept at `cache`."""
+) -> list[Tensor]:
+    """Log-probs of every completion under the reference, (K,) float32 on the CPU for each comparison.
+
+    Computed once: kept at `cache`, which a resumed training reads.
+    """
+    sizes = [len(comparison.completions) for comparison in comparisons]
+    flat = [row for comparison in comparisons for row in comparison.completions]
     if cache and cache.exists():
         stored = load_file(cache)["reference"]
-        if stored.shape[0] == len(pairs):
-            return stored
+        if len(stored) == len(flat):
+            return list(stored.split(sizes))
     model.eval()
-    flat = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     order = sorted(range(len(flat)), key=lambda i: (len(flat[i].input_ids), i))
     result = torch.zeros(len(flat))
     with reference_mode(model):
         for group in chunks(order, 128):
             sums, _ = completion_logprobs(model, tokenizer, [flat[i] for i in group], precision)
             result[list(group)] = sums.cpu()
-    table = result.view(-1, 2).contiguous()
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
         draft = cache.with_suffix(".tmp")
-        save_file({"reference": table}, draft)
+        save_file({"reference": result}, draft)
         draft.replace(cache)
-    return table
+    return list(result.split(sizes)) if sizes else []
 
 
 def fit_dpo(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    reference: Tensor,
+    comparisons: Sequence[EncodedComparison],
+    reference: Sequence[Tensor],
     config: DPOConfig,
     *,
     seed: int,
@@ -101,62 +117,84 @@ def fit_dpo(
     checkpoints: Checkpoints,
     recorder: Recorder,
 ) -> None:
-    """Trains in place.
+    """Trains in place; a step's loss is the mean over all pairs of its prompts.
 
     Args:
-        reference: (P, 2) float, log-probs of chosen and rejected under the SFT policy.
+        reference: for each comparison (K,) float, log-probs of its completions under the SFT policy.
 
     Raises:
         DataError: there is no pair.
     """
-    if not pairs:
+    if not comparisons:
         raise DataError("dpo has no pair to train on", "look at data/quarantine and metrics/validate-preferences.json")
-    order = Order(len(pairs), config.batch_size, (seed, "dpo"))
-    total = steps_in(len(pairs), config.batch_size, config.epochs, config.steps)
+    order = Order(len(comparisons), config.batch_size, (seed, "dpo"))
+    total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
     def parts(step: int) -> Iterator[Part]:
-        chosen = sorted(order.step(step), key=lambda i: len(pairs[i].chosen.input_ids))
+        chosen = order.step(step)
+        pairs = sum(len(comparisons[i].pairs) for i in chosen)
         for group in chunks(chosen, config.micro_batch_size):
-            yield pair_part(model, tokenizer, [pairs[i] for i in group], reference[list(group)], config, precision, len(chosen))
+            yield comparison_part(
+                model,
+                tokenizer,
+                [comparisons[i] for i in group],
+                [reference[i] for i in group],
+                config,
+                precision,
+                pairs,
+            )
 
     train(model, config, total, parts, checkpoints=checkpoints, recorder=recorder, what="dpo")
 
 
-def pair_part(
+def comparison_part(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    reference: Tensor,
+    comparisons: Sequence[EncodedComparison],
+    reference: Sequence[Tensor],
     config: DPOConfig,
     precision: str,
     count: int,
 ) -> Part:
-    """Loss and figures of some pairs, as shares of a step of `count` pairs; chosen and rejected go through together."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    sums, batch = completion_logprobs(model, tokenizer, rows, precision)
-    chosen, rejected = sums[: len(pairs)], sums[len(pairs) :]
-    reference = reference.to(sums.device)
-    smoothing = torch.tensor(
-        [config.label_smoothing + (1 - pair.probability) * (1 - 2 * config.label_smoothing) for pair in pairs],
-        device=sums.device,
-    )
+    """Loss and figures of some comparisons, as shares of a step of `count` pairs; each completion goes through once."""
+    rows = [row for comparison in comparisons for row in comparison.completions]
+    sums, lengths = completion_logprobs(model, tokenizer, rows, precision)
+    device = sums.device
+    better: list[int] = []
+    worse: list[int] = []
+    flipped: list[float] = []
+    start = 0
+    for comparison in comparisons:
+        for i, j in comparison.pairs:
+            better.append(start + i)
+            worse.append(start + j)
+            # A soft label p is a label of which 1 - p is flipped; smoothing flips a share of either.
+            flipped.append(
+                config.label_smoothing + (1 - comparison.probability) * (1 - 2 * config.label_smoothing)
+            )
+        start += len(comparison.completions)
+    against = torch.cat(list(reference)).to(device)
     terms = dpo_loss(
-        chosen, rejected, reference[:, 0], reference[:, 1], beta=config.beta, label_smoothing=smoothing
+        sums[better],
+        sums[worse],
+        against[better],
+        against[worse],
+        beta=config.beta,
+        label_smoothing=torch.tensor(flipped, device=device),
     )
     loss = terms.loss.sum() / count
-    lengths = batch.wanted[: len(pairs)].sum(dim=-1).clamp(min=1)
-    nll = -(chosen / lengths).sum() / count
+    nll = -(sums[better] / lengths[better].clamp(min=1)).sum() / count
     if config.nll_coef:
         loss = loss + config.nll_coef * nll
-    share = 1.0 / count
+    gap = terms.chosen_reward - terms.rejected_reward
     return Part(
         loss,
         {
-            "accuracy": (terms.chosen_reward > terms.rejected_reward).sum().item() * share,
-            "margin": (terms.chosen_reward - terms.rejected_reward).sum().item() * share,
-            "chosen_reward": terms.chosen_reward.sum().item() * share,
-            "rejected_reward": terms.rejected_reward.sum().item() * share,
-            "chosen_nll": nll.item(),
+            "accuracy": float((gap > 0).sum()) / count,
+            "margin": float(gap.sum()) / count,
+            "chosen_reward": float(terms.chosen_reward.sum()) / count,
+            "rejected_reward": float(terms.rejected_reward.sum()) / count,
+            "chosen_nll": float(nll.detach()),
         },
     )
 
@@ -165,24 +203,25 @@ def pair_part(
 def held_out_figures(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
-    reference: Tensor,
+    comparisons: Sequence[EncodedComparison],
+    reference: Sequence[Tensor],
     config: DPOConfig,
     precision: str,
 ) -> dict[str, float]:
-    """Loss and accuracy on held-out pairs; empty without any."""
-    if not pairs:
-        return {}
+    """Loss and accuracy on held-out comparisons; empty without any."""
+    count = sum(len(comparison.pairs) for comparison in comparisons)
     model.eval()
     figures: dict[str, float] = {}
-    for group in chunks(range(len(pairs)), 64):
-        part = pair_part(
-            model, tokenizer, [pairs[i] for i in group], reference[list(group)], config, precision, len(pairs)
+    for group in chunks(range(len(comparisons)), 64):
+        part = comparison_part(
+            model,
+            tokenizer,
+            [comparisons[i] for i in group],
+            [reference[i] for i in group],
+            config,
+            precision,
+            count,
         )
-        for name, value in {"loss": part.loss.item(), **part.metrics}.items():
+        for name, value in {"loss": float(part.loss), **part.metrics}.items():
             figures[name] = figures.get(name, 0.0) + float(value)
     return figures
-
-
-def _collate(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    return pad([row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id))
