@@ -1,7 +1,7 @@
 """Delivers spooled events to MLflow: `python -m tasks.deliver`.
 
-Without arguments: what waits, once. With `--follow`: every `tracking.flush_seconds`, until its standard input says
-`finish` (what waits is delivered first) or ends (its owner died: the next delivery goes on).
+Without arguments: what waits, once. With `--follow`: every `tracking.flush_seconds`, until its standard input
+says `finish` (what waits is delivered first) or ends (its owner died: the next delivery goes on).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from prefloop.config.tracking import TrackingConfig
 from prefloop.errors import PrefloopError, WorkspaceError
 from tasks.support.ending import ended_well
 from tasks.support.locks import held
-from tasks.support.mlflow_store import connect, read_config, tracking_uri
-from tasks.support.redact import redact
+from tasks.support.mlflow_store import reached, read_config
 from tasks.support.signals import StopFlag
 from tasks.support.spool import spool_folder
 from tasks.support.workspace import state_folder
@@ -35,7 +34,8 @@ def deliver_once(*, wait_seconds: float = 0.0) -> int:
         wait_seconds: how long to wait while another process delivers.
 
     Raises:
-        WorkspaceError: another process delivers, or the store cannot be reached; nothing is lost.
+        WorkspaceError: another process delivers.
+        StoreAway: the store cannot be reached; nothing is lost.
     """
     config = read_config()
     with ExitStack() as stack:
@@ -52,19 +52,10 @@ def deliver_once(*, wait_seconds: float = 0.0) -> int:
 
 
 def _deliver(config: TrackingConfig) -> int:
-    try:
-        store = connect(config)
+    with reached(config) as store:
         from tasks.support.delivery import Delivery
 
         return Delivery(store, spool_folder()).deliver()
-    except PrefloopError:
-        raise
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorkspaceError(
-            f"the tracking store {redact('uri', tracking_uri(config))} cannot be reached: {redact('error', first)}",
-            "runs go on without it; what they log waits in .prefloop/spool and is delivered by the next run",
-        ) from error
 
 
 class Follower:
@@ -101,7 +92,8 @@ class Follower:
 
 
 def _log_to_file() -> None:
-    """Sends this process's words, mlflow's included, to .prefloop/delivery.log: the terminal belongs to the run."""
+    """Sends this process's words, mlflow's included, to .prefloop/delivery.log: the terminal belongs to the
+    run."""
     path: Path = state_folder() / "delivery.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_BYTES:

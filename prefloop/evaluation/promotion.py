@@ -1,4 +1,5 @@
-"""Which policy may be promoted, and why: a pure decision over the evaluation's figures and the rules of `promote`."""
+"""Which policy may be promoted, and why: a pure decision over the evaluation's figures and the rules of
+`promote`."""
 
 from __future__ import annotations
 
@@ -111,8 +112,9 @@ def decide(
 ) -> Decision:
     """Chooses champion and challenger among the policies of an evaluation, `base` and `sft` aside.
 
-    The best policy that passes every rule becomes champion, unless the present champion scored higher on the same
-    prompts, or was scored on others: then it becomes challenger. With a new champion, the next best that passes is
+    The best policy that passes every rule becomes champion, unless the present champion scored higher on the
+    same prompts, or was scored on others: then it becomes challenger. With a new champion, the next best that
+        passes is
     the challenger.
 
     Args:
@@ -146,7 +148,8 @@ def decide(
 
 
 def score(figures: Mapping[str, Any]) -> tuple[float, str]:
-    """What policies are ranked by: (mean gold score, "gold"), or without a gold judge the mean win rate against SFT."""
+    """What policies are ranked by: (mean gold score, "gold"), or without a gold judge the mean win rate
+    against SFT."""
     gold = figures.get("gold")
     if gold is not None:
         return _number(gold.get("mean")), "gold"
@@ -194,8 +197,8 @@ def _sentence(what: str, value: float, side: str, limit: float, passed: bool) ->
 def _objection(best: str, value: float, measure: str, prompts: str, present: Standing) -> str:
     if present.prompts != prompts or present.measure != measure:
         return (
-            f"{best} stays challenger: the present champion, {present.name}, was measured on other prompts or by "
-            "another judge, so the two cannot be compared"
+            f"{best} stays challenger: the present champion, {present.name}, was measured on other prompts or "
+            "by another judge, so the two cannot be compared"
         )
     if present.score > value:
         return (

@@ -17,8 +17,8 @@ Row = dict[str, float]
 class Curve:
     """Metrics by step, appended to a file in scratch as training goes.
 
-    A row reaches the file before the checkpoint of its step is made, so a run that resumes there finds every row up to
-    it; rows beyond are cut, and the file ends with the bytes of a run that nothing disturbed.
+    A row reaches the file before the checkpoint of its step is made, so a run that resumes there finds every
+    row up to it; rows beyond are cut, and the file ends with the bytes of a run that nothing disturbed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,8 @@ class Curve:
 
 
 def write_csv(path: Path | str, rows: Sequence[Row]) -> None:
-    """Writes rows under a header of every name in order of appearance; a metric that a row lacks stays empty."""
+    """Writes rows under a header of every name in order of appearance; a metric that a row lacks stays
+    empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_file(path) as handle:
         writer = csv.DictWriter(handle, names, restval="", lineterminator="\n")

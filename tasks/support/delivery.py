@@ -1,5 +1,5 @@
-"""From spool files to MLflow. Delivering an event twice leaves what delivering it once leaves, so a kill between
-delivery and its record loses and doubles nothing."""
+"""From spool files to MLflow. Delivering an event twice leaves what delivering it once leaves, so a kill
+between delivery and its record loses and doubles nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Delivery:
         """Delivers what is there; returns how many events.
 
         Raises:
-            Exception: whatever mlflow raises while its store cannot be reached; what was delivered stays recorded.
+            Exception: whatever mlflow raises while its store cannot be reached; what was delivered stays
+            recorded.
         """
         return sum(self._file(path) for path in sorted(self.folder.glob("*.jsonl")))
 
@@ -109,14 +110,17 @@ class _Run:
         """Sends the batch and remembers how far the file was delivered."""
         if self._metrics or self._params or self._tags:
             batch = (list(self._metrics), _params(self._params), _tags(self._tags))
-            self._guarded(lambda: self._send(*batch), {"kind": "batch", "params": self._params, "tags": self._tags})
+            self._guarded(
+                lambda: self._send(*batch), {"kind": "batch", "params": self._params, "tags": self._tags}
+            )
             self._metrics, self._params, self._tags = [], {}, {}
         if self._offset != self._state.get("offset"):
             self._state["offset"] = self._offset
             write_state(self._path, self._state)
 
     def close_if_dead(self) -> None:
-        """Marks the run of a process that was killed, and clears away what is delivered of one that is gone."""
+        """Marks the run of a process that was killed, and clears away what is delivered of one that is
+        gone."""
         writer = self._state.get("writer")
         if "mlflow_run_id" not in self._state or (writer and ProcessId(*writer).alive()):
             return
@@ -137,7 +141,8 @@ class _Run:
             self._store.client.log_batch(self.id, tags=tags[start : start + 100])
 
     def _guarded(self, send: Callable[[], Any], event: Event) -> None:
-        """Sends; what the server refuses for good is set aside with its words, so that the rest is not held up."""
+        """Sends; what the server refuses for good is set aside with its words, so that the rest is not held
+        up."""
         try:
             send()
         except MlflowException as error:
@@ -169,7 +174,9 @@ class _Run:
         self._state |= {"writer": event["writer"], "last": event["time"]}
 
     def _add_metrics(self, event: Event) -> None:
-        self._metrics += [Metric(name, value, event["time"], event["step"]) for name, value in event["values"].items()]
+        self._metrics += [
+            Metric(name, value, event["time"], event["step"]) for name, value in event["values"].items()
+        ]
         self._state["last"] = event["time"]
 
     def _dataset(self, event: Event) -> None:

@@ -1,8 +1,9 @@
 """The process that delivers spooled events while a stage or a pipeline runs.
 
-Importing mlflow takes seconds of processor time and hundreds of megabytes, and a thread that does it holds up a
-training loop. So delivery is a process of its own: a training stage never imports mlflow, and an edit to the delivery
-code is no reason to train again. It ends with its owner, whose death it sees as the end of its standard input.
+Importing mlflow takes seconds of processor time and hundreds of megabytes, and a thread that does it holds up
+a training loop. So delivery is a process of its own: a training stage never imports mlflow, and an edit to
+the delivery code is no reason to train again. It ends with its owner, whose death it sees as the end of its
+standard input.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class DeliveryProcess:
         try:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "tasks.deliver", "--follow"],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
             )
         except OSError:
             self._child = None

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 from prefloop.errors import PrefloopError, StopRequested, WorkspaceError
 from tasks.support.signals import Interrupted, StopFlag
@@ -22,8 +21,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def ended_well(name: str, stop: StopFlag) -> Iterator[None]:
     """Turns what the block raises into a message on stderr and an exit code.
 
-    A PrefloopError prints its message and remedy; a full disk is one too; any other error is a fault of ours, whose
-    traceback goes to .prefloop/crashes/. PREFLOOP_DEBUG=1 shows every traceback.
+    A PrefloopError prints its message and remedy; a full disk is one too; any other error is a fault of ours,
+    whose traceback goes to .prefloop/crashes/. PREFLOOP_DEBUG=1 shows every traceback.
     """
     try:
         yield
@@ -36,7 +35,12 @@ def ended_well(name: str, stop: StopFlag) -> Iterator[None]:
         if error.errno not in _NO_SPACE:
             _crash(name, error)
         where = f" ({error.filename})" if error.filename else ""
-        _refuse(name, WorkspaceError(f"the disk is full{where}", "free disk space, then run again: it goes on where it was"))
+        _refuse(
+            name,
+            WorkspaceError(
+                f"the disk is full{where}", "free disk space, then run again: it goes on where it was"
+            ),
+        )
     except Exception as error:
         _crash(name, error)
 

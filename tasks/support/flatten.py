@@ -20,7 +20,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a nested mapping under flat names; an interval [low, high] becomes `.low` and `.high`."""
+    """The finite numbers of a nested mapping under flat names; an interval [low, high] becomes `.low` and
+    `.high`."""
     found: dict[str, float] = {}
     for name, value in flatten(values).items():
         if isinstance(value, (list, tuple)) and len(value) == 2:
@@ -31,7 +32,8 @@ def figures(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def without_nan(value: Any) -> Any:
-    """The same structure with every number that is not finite replaced by None, since JSON has none of them."""
+    """The same structure with every number that is not finite replaced by None, since JSON has none of
+    them."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,5 +1,6 @@
-"""The stage key: one hash over everything a stage's result follows from. It names the scratch folder, so that a stage
-resumes only what was computed from the same inputs, and it is how two runs are known to have made the same model."""
+"""The stage key: one hash over everything a stage's result follows from. It names the scratch folder, so that
+a stage resumes only what was computed from the same inputs, and it is how two runs are known to have made the
+same model."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -
         locked = locked_hashes(root)
         files: dict[str, Any] = {}
         described["params"] = [
-            [file, key, _lookup(files.setdefault(file, _load(root / file)), key)] for file, key in inputs.params
+            [file, key, _lookup(files.setdefault(file, _load(root / file)), key)]
+            for file, key in inputs.params
         ]
         described["deps"] = [[dep, input_hash(dep, locked, root)] for dep in sorted(inputs.deps)]
     text = json.dumps(described, sort_keys=True, ensure_ascii=False, default=str)
@@ -79,7 +81,8 @@ def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -
 
 
 def input_hash(dep: str, locked: Mapping[str, str], root: Path = Path(".")) -> str:
-    """Hash of one dependency: of its bytes, or for what is large the one in dvc.lock; "" when it is missing."""
+    """Hash of one dependency: of its bytes, or for what is large the one in dvc.lock; "" when it is
+    missing."""
     path = root / dep
     if dep in locked and _size(path) > CONTENT_LIMIT_BYTES:
         return locked[dep]

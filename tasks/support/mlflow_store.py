@@ -1,14 +1,19 @@
-"""The tracking store: where it is, and a client to it. Importing this module is cheap; `connect` imports mlflow."""
+"""The tracking store: where it is, and a client to it. Importing this module is cheap; `connect` imports
+mlflow."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefloop.config.read import read_section
 from prefloop.config.tracking import TrackingConfig
+from prefloop.errors import WorkspaceError
+from tasks.support.redact import redact
 from tasks.support.workspace import state_folder
 
 if TYPE_CHECKING:
@@ -38,6 +43,10 @@ class Store:
     client: MlflowClient
     uri: str
     experiment: str
+
+
+class StoreAway(WorkspaceError):
+    """The tracking store cannot be reached now."""
 
 
 def read_config() -> TrackingConfig:
@@ -75,3 +84,24 @@ def connect(config: TrackingConfig) -> Store:
     if found is not None:
         return Store(client, uri, found.experiment_id)
     return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))
+
+
+@contextmanager
+def reached(config: TrackingConfig) -> Iterator[Store]:
+    """A connected store for the length of the block.
+
+    Raises:
+        StoreAway: server down, database locked, disk full: here or while the block talks to the store.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield connect(config)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreAway(
+            f"the tracking store {redact('uri', tracking_uri(config))} cannot be used now: "
+            f"{redact('error', first)}",
+            "runs go on without it: what they log waits in .prefloop/spool, and the next run delivers it",
+        ) from error

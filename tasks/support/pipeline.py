@@ -22,8 +22,15 @@ from tasks.support.workspace import PIPELINE_ID, slug, state_folder
 
 EVALUATION = Path("metrics/evaluate.json")
 MAIN_FIGURES = (
-    "gold.mean", "reward.mean", "win_rate_vs_sft.mean", "kl_to_sft", "length", "ended", "distinct_2", "gap_closed",
-)  # fmt: skip
+    "gold.mean",
+    "reward.mean",
+    "win_rate_vs_sft.mean",
+    "kl_to_sft",
+    "length",
+    "ended",
+    "distinct_2",
+    "gap_closed",
+)
 """Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
 
 
@@ -33,12 +40,14 @@ class Pipeline:
     Attributes:
         run: its id.
         variables: environment variables that its stages' processes need.
+        status: how it ends, as things stand: FINISHED, FAILED or KILLED.
     """
 
     def __init__(self, run: str = "", writer: int = 0) -> None:
         self._tracker = RunTracker("pipeline", run, writer)
         self.run = self._tracker.run
         self.variables = {PIPELINE_ID: self.run}
+        self.status = "FINISHED"
         self._started = datetime.now(UTC)
         self._git = git_state()
 
@@ -54,12 +63,9 @@ class Pipeline:
             if made is not None and made.get("pipeline") != self.run:
                 self._tracker.link(stage, str(made["run"]))
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """Adds data hashes, environment and the evaluation's main figures, keeps a record, and closes the run.
-
-        Args:
-            status: FINISHED, FAILED or KILLED.
-        """
+    def finish(self) -> None:
+        """Adds data hashes, environment and the evaluation's main figures, keeps a record, and closes the
+        run."""
         described = describe()
         self._tracker.params({f"data.{path}": digest for path, digest in described["data"].items()})
         self._tracker.params(flatten(described["environment"], "environment"))
@@ -69,39 +75,40 @@ class Pipeline:
             self._tracker.model_metrics(str(made["key"]) if made else "", values)
         record = {
             "run": self.run,
-            "status": status,
+            "status": self.status,
             "start": self._started.isoformat(timespec="seconds"),
             "end": datetime.now(UTC).isoformat(timespec="seconds"),
             **self._git,
             **described,
         }
         write_json(records_folder() / f"{self.run}.json", record)
-        self._tracker.end(status)
+        self._tracker.end(self.status)
 
 
 @contextmanager
-def tracked_pipeline() -> Iterator[Pipeline]:
+def tracked_pipeline(run: str = "") -> Iterator[Pipeline]:
     """Opens a pipeline run and delivers its events, its stages' included, while the block runs.
 
-    Give `Pipeline.variables` to the stages' processes. The run is closed as FAILED or KILLED when the block raises,
-    and as FINISHED otherwise, unless the block called `finish` itself.
+    Give `Pipeline.variables` to the stages' processes. The run is closed as FAILED or KILLED when the block
+    raises, and with `Pipeline.status` otherwise.
+
+    Args:
+        run: id of the run; a new one by default.
     """
-    pipeline = Pipeline()
+    pipeline = Pipeline(run)
     delivery = DeliveryProcess()
     if os.environ.get("PREFLOOP_TRACKING") != "off":
         delivery.start()
         if delivery.pid:
             pipeline.variables[DELIVERED] = str(delivery.pid)
     pipeline.begin()
-    status = "KILLED"
     try:
         yield pipeline
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
+    except BaseException as error:
+        pipeline.status = "FAILED" if isinstance(error, Exception) else "KILLED"
         raise
     finally:
-        pipeline.finish(status)
+        pipeline.finish()
         delivery.finish()
 
 
@@ -114,11 +121,14 @@ def bare_pipeline() -> Pipeline | None:
 
 
 def describe() -> dict[str, Any]:
-    """What a pipeline run is made of and what came out: parameters, data hashes, environment, figures, stages."""
+    """What a pipeline run is made of and what came out: parameters, data hashes, environment, figures,
+    stages."""
     environment = Path("runs/environment.json")
     return {
         "params": _parameters(),
-        "data": {path: digest for path, digest in sorted(locked_hashes().items()) if path.startswith("data/")},
+        "data": {
+            path: digest for path, digest in sorted(locked_hashes().items()) if path.startswith("data/")
+        },
         "environment": dict(read_json(environment)) if environment.exists() else {},
         "figures": main_figures(read_json(EVALUATION)) if EVALUATION.exists() else {},
         "stages": {
@@ -134,7 +144,9 @@ def main_figures(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for policy, figures in evaluation.get("policies", {}).items():
         flat = flatten(figures)
-        found[policy] = {name: flat[name] for name in MAIN_FIGURES if isinstance(flat.get(name), (int, float))}
+        found[policy] = {
+            name: flat[name] for name in MAIN_FIGURES if isinstance(flat.get(name), (int, float))
+        }
     return found
 
 
@@ -157,4 +169,6 @@ def _readable(path: Path) -> dict[str, Any] | None:
         record = read_json(path)
     except DataError:
         return None
-    return record if isinstance(record, dict) and {"stage", "run", "key", "pipeline"} <= record.keys() else None
+    return (
+        record if isinstance(record, dict) and {"stage", "run", "key", "pipeline"} <= record.keys() else None
+    )

@@ -31,7 +31,8 @@ class StageRecorder:
         self._latest = dict(values)
 
     def resume(self, step: int) -> None:
-        """Cuts the curve back to `step`, and tells the tracking server the rows that an earlier process logged."""
+        """Cuts the curve back to `step`, and tells the tracking server the rows that an earlier process
+        logged."""
         self.curve.cut(step)
         self._progress.start(step)
         if step == 0:

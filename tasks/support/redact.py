@@ -23,8 +23,8 @@ _TOKEN = re.compile(
 
 
 def redact(key: str, value: Any) -> str:
-    """The text of a value as it may be recorded: nothing under a key that names a secret, no user or password in a
-    URI, no query argument that is a signature or key, no string shaped like a well-known token."""
+    """The text of a value as it may be recorded: nothing under a key that names a secret, no user or password
+    in a URI, no query argument that is a signature or key, no string shaped like a well-known token."""
     if value not in (None, "") and _SECRET_KEY.search(key):
         return HIDDEN
     text = _URI_CREDENTIALS.sub(rf"\g<scheme>{HIDDEN}@", str(value))

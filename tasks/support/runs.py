@@ -44,7 +44,8 @@ def peak_rss_bytes() -> int:
 
 
 def git_state(root: Path = Path(".")) -> dict[str, Any]:
-    """Commit and whether tracked files differ from it (dvc.lock aside, which a run itself writes); None outside git."""
+    """Commit and whether tracked files differ from it (dvc.lock aside, which a run itself writes); None
+    outside git."""
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": None, "git_dirty": None}
@@ -56,7 +57,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "--no-optional-locks", *arguments],
-            capture_output=True, text=True, timeout=20, check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -26,7 +26,8 @@ class StopFlag:
 
     Attributes:
         number: the signal that came first, or None.
-        patient: True once a training loop polls the flag; until then a signal interrupts where the stage stands.
+        patient: True once a training loop polls the flag; until then a signal interrupts where the stage
+            stands.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,8 @@ class StopFlag:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles both signals and watches the parent during the block. Only the main thread can; elsewhere a no-op."""
+        """Handles both signals and watches the parent during the block. Only the main thread can; elsewhere a
+        no-op."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,5 +1,5 @@
-"""Events on their way to the tracking server. They go to a file first, so neither a server that is away nor a kill
-loses one; `tasks.support.delivery` reads them from there."""
+"""Events on their way to the tracking server. They go to a file first, so neither a server that is away nor a
+kill loses one; `tasks.support.delivery` reads them from there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class SpoolWriter:
         self._synced = 0.0
 
     def append(self, kind: str, **fields: Any) -> int:
-        """Writes one event, forces it to disk when two seconds have passed, and returns its time (milliseconds)."""
+        """Writes one event, forces it to disk when two seconds have passed, and returns its time
+        (milliseconds)."""
         now = int(time.time() * 1000)
         event = {"kind": kind, "time": now, **fields}
         self._write((json.dumps(event, ensure_ascii=False, default=str) + "\n").encode("utf-8"))
@@ -72,7 +73,8 @@ class SpoolWriter:
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Yields (event, offset after it) from byte `offset` on; a line that is still being written ends the reading.
+    """Yields (event, offset after it) from byte `offset` on; a line that is still being written ends the
+    reading.
 
     A line that a kill left torn in the middle of the file is passed over: the event was never whole.
     """
@@ -100,7 +102,8 @@ def state_path(path: Path) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """How far the spool file `path` was delivered: {"offset": bytes, "mlflow_run_id": id}; empty before the first."""
+    """How far the spool file `path` was delivered: {"offset": bytes, "mlflow_run_id": id}; empty before the
+    first."""
     try:
         state = json.loads(state_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -4,8 +4,8 @@
         with stage.output("models/sft") as folder:
             ...
 
-A stage is a process of its own. It ends with exit code 0, the code of the PrefloopError that stopped it, or 130 / 143
-when it was asked to end; its declared outputs appear whole or not at all.
+A stage is a process of its own. It ends with exit code 0, the code of the PrefloopError that stopped it, or
+130 / 143 when it was asked to end; its declared outputs appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Stage(Generic[C]):
             stage = cls(full, part, read_section(section or name, config), read_seed(), stop)
             with ExitStack() as stack:
                 stack.enter_context(held(Path(".prefloop/locks") / f"{slug(full)}.lock", f"stage {full}"))
-                stack.enter_context(held(stage.scratch.with_suffix(".lock"), f"the scratch folder of stage {full}"))
+                stack.enter_context(
+                    held(stage.scratch.with_suffix(".lock"), f"the scratch folder of stage {full}")
+                )
                 stack.enter_context(stop.installed())
                 stack.enter_context(delivery_process.alongside())
                 stage._begin()
@@ -109,7 +111,8 @@ class Stage(Generic[C]):
         return self._recorder
 
     def output(self, path: Path | str) -> AbstractContextManager[Path]:
-        """An output folder that takes its place when the block ends well; a folder of models/ is tracked as one."""
+        """An output folder that takes its place when the block ends well; a folder of models/ is tracked as
+        one."""
         if Path(path).parts[:1] == ("models",):
             self._models.append(Path(path))
         return atomic_folder(path)
@@ -181,10 +184,13 @@ class Stage(Generic[C]):
     def _fail(self, error: BaseException) -> None:
         self.progress.close()
         stopped = self.stop.number is not None
-        self.tracker.tags({"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"})
+        self.tracker.tags(
+            {"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"}
+        )
         self.tracker.end("KILLED" if stopped else "FAILED")
         if self._bare is not None:
-            self._bare.finish("KILLED" if stopped else "FAILED")
+            self._bare.status = "KILLED" if stopped else "FAILED"
+            self._bare.finish()
 
     def _environment(self) -> dict[str, Any]:
         return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}

@@ -46,7 +46,10 @@ class RunTracker:
         """Opens the run under the run `parent`."""
         writer = identify(self.writer)
         self._spool.append(
-            "start", name=self.name, parent=parent, writer=[writer.pid, writer.started] if writer else None,
+            "start",
+            name=self.name,
+            parent=parent,
+            writer=[writer.pid, writer.started] if writer else None,
             params=redact_all(params),
             tags=redact_all({name: value for name, value in tags.items() if value is not None}),
         )
@@ -58,7 +61,8 @@ class RunTracker:
         self._spool.append("tags", values=redact_all(values))
 
     def metrics(self, step: int, values: Mapping[str, Any], prefix: str = "train") -> None:
-        """Numbers of one step; a name without a slash goes under `prefix`, and what is not finite is left out."""
+        """Numbers of one step; a name without a slash goes under `prefix`, and what is not finite is left
+        out."""
         named = _prefixed(values, prefix)
         if named:
             self._logged_at = self._spool.append("metrics", step=step, values=named)
@@ -70,7 +74,11 @@ class RunTracker:
     def checkpoint(self, step: int, folder: Path, values: Mapping[str, float]) -> None:
         """A pointer to a resumable checkpoint, with the metrics of its step."""
         self._spool.append(
-            "checkpoint", stage=self.name, step=step, path=str(folder.absolute()), at=self._logged_at,
+            "checkpoint",
+            stage=self.name,
+            step=step,
+            path=str(folder.absolute()),
+            at=self._logged_at,
             values=_prefixed(values, "train"),
         )
 
@@ -83,12 +91,19 @@ class RunTracker:
         """
         kept = keep_files(folder, self.run) if registered else None
         self._spool.append(
-            "model", stage=self.name, path=str(folder), key=key, registered=registered, at=self._logged_at,
-            values=_prefixed(values, "final"), files=str(kept) if kept else "",
+            "model",
+            stage=self.name,
+            path=str(folder),
+            key=key,
+            registered=registered,
+            at=self._logged_at,
+            values=_prefixed(values, "final"),
+            files=str(kept) if kept else "",
         )
 
     def model_metrics(self, key: str, values: Mapping[str, float]) -> None:
-        """Figures of the model of a stage key, measured by another run; with an unknown key, of the run alone."""
+        """Figures of the model of a stage key, measured by another run; with an unknown key, of the run
+        alone."""
         self._spool.append("model_metrics", key=key, values=dict(values))
 
     def link(self, stage: str, run: str) -> None:
@@ -107,20 +122,23 @@ class RunTracker:
 
 
 def _prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Numbers under MLflow names: "loss" becomes "train/loss"; figures by prompt kind stay in the files alone."""
+    """Numbers under MLflow names: "loss" becomes "train/loss"; figures by prompt kind stay in the files
+    alone."""
     named = {name: value for name, value in figures(values).items() if "by_kind" not in name.split(".")}
     return {name if "/" in name else f"{prefix}/{name}": value for name, value in named.items()}
 
 
 def registered_name(model: str) -> str:
-    """The registry's name for the model that a stage wrote to models/<model>; "" when it is not registered."""
+    """The registry's name for the model that a stage wrote to models/<model>; "" when it is not
+    registered."""
     if model in UNREGISTERED:
         return ""
     return REWARD_NAME if model == "reward" else read_section("promote", PromoteConfig).model
 
 
 def keep_files(folder: Path, run: str) -> Path | None:
-    """Hard links (copies across file systems) of a folder's files beside the spool; None when the disk refuses.
+    """Hard links (copies across file systems) of a folder's files beside the spool; None when the disk
+    refuses.
 
     Stages replace outputs whole, so a link keeps naming the old bytes when a later run makes the folder anew.
     """

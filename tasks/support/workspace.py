@@ -11,8 +11,8 @@ PIPELINE_ID = "PREFLOOP_PIPELINE_ID"
 def state_folder() -> Path:
     """The `.prefloop` folder that outlives this process.
 
-    `dvc exp run --temp` works in a clone that is thrown away, with DVC_ROOT naming the repository it came from:
-    tracking and scratch belong there. PREFLOOP_STATE overrides both.
+    `dvc exp run --temp` works in a clone that is thrown away, with DVC_ROOT naming the repository it came
+    from: tracking and scratch belong there. PREFLOOP_STATE overrides both.
     """
     chosen = os.environ.get("PREFLOOP_STATE")
     if chosen:
