@@ -20,6 +20,8 @@ class WorldConfig:
         prompts: prompts for reinforcement learning.
         evaluation: held-out prompts in the world's shares.
         harmful: held-out harmful prompts besides.
+        preference_kinds, prompt_kinds: relative weight of each prompt kind among comparisons and among prompts for
+            reinforcement learning; empty takes the world's shares. Evaluation always has the world's shares.
     """
 
     documents: int = 20000
@@ -29,6 +31,8 @@ class WorldConfig:
     prompts: int = 2000
     evaluation: int = 500
     harmful: int = 300
+    preference_kinds: dict[str, float] = field(default_factory=dict)
+    prompt_kinds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("documents", "demonstrations", "preferences", "prompts", "evaluation"):

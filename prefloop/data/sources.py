@@ -47,8 +47,10 @@ def from_world(config: WorldConfig, seed: int) -> Source:
     readers: dict[str, Callable[[], Iterator[Row]]] = {
         "text": lambda: build.pretraining(world, config.documents, seed),
         "demonstrations": lambda: build.demonstrations(world, config.demonstrations, seed),
-        "preferences": lambda: build.preferences(world, config.preferences, config.completions, seed),
-        "prompts": lambda: build.prompts(world, config.prompts, seed),
+        "preferences": lambda: build.preferences(
+            world, config.preferences, config.completions, seed, config.preference_kinds or None
+        ),
+        "prompts": lambda: build.prompts(world, config.prompts, seed, config.prompt_kinds or None),
         "evaluation": lambda: build.evaluation(world, config.evaluation, config.harmful, seed),
     }
     return Source("world", readers, synthetic=True)
