@@ -13,7 +13,7 @@ from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
 from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
-from prefloop.training.language_model import encode_answers
+from prefloop.training.language_model import encode_demonstrations
 from prefloop.training.ppo import PPOTrainer
 from tasks.support.stage import Stage
 from tasks.support.training import card, prepare
@@ -35,7 +35,7 @@ def main() -> None:
         demonstrations: list[Encoded] = []
         if config.ptx_coef:
             stage.dataset("demonstrations", DEMONSTRATIONS)
-            demonstrations = encode_answers(read_jsonl(DEMONSTRATIONS), tokenizer, config.max_length)
+            demonstrations = encode_demonstrations(read_jsonl(DEMONSTRATIONS), tokenizer, config.max_length)[0]
         rewards = RewardSum(
             {
                 "reward_model": (1.0, LearnedReward(reward_model, config.score_clip)),

@@ -27,8 +27,9 @@ def main() -> None:
             "models/base", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
         )
         rows, held = split_holdout(list(read_jsonl(DEMONSTRATIONS)), config.holdout, "sft")
-        encoded, cut = encode_demonstrations(rows, tokenizer, config)
-        encoded_held, _ = encode_demonstrations(held, tokenizer, config)
+        every_turn = config.train_on == "assistant"
+        encoded, cut = encode_demonstrations(rows, tokenizer, config.max_length, every_turn=every_turn)
+        encoded_held, _ = encode_demonstrations(held, tokenizer, config.max_length, every_turn=every_turn)
         stage.say(f"{len(encoded):,} demonstrations, {len(held):,} held out, {cut:,} cut to {config.max_length} tokens")
         policy = attach(model, config.lora, seed=stage.seed)
         finetune(

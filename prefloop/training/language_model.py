@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefloop.config.sft import SFTConfig
 from prefloop.config.training import TrainingConfig
 from prefloop.data.batching import Batch, Order, chunks, pad, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
@@ -58,7 +57,7 @@ def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Encoded],
-    config: SFTConfig,
+    config: TrainingConfig,
     *,
     seed: int,
     precision: str,
@@ -70,29 +69,28 @@ def finetune(
 
 
 def encode_demonstrations(
-    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: SFTConfig
+    rows: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    every_turn: bool = False,
 ) -> tuple[list[Encoded], int]:
     """Encodes rows of data/validated/demonstrations.jsonl; returns them and how many lost tokens to `max_length`.
+
+    Args:
+        every_turn: each assistant turn is learned, not the last one alone.
 
     Raises:
         DataError: a row has no trainable token.
     """
-    encoder = ChatEncoder(tokenizer, config.max_length)
+    encoder = ChatEncoder(tokenizer, max_length)
     encoded = []
     for number, row in enumerate(rows, start=1):
-        example = encoder.conversation(row["prompt"], row["completion"], every_turn=config.train_on == "assistant")
+        example = encoder.conversation(row["prompt"], row["completion"], every_turn=every_turn)
         if not any(example.trainable):
             raise DataError(f"demonstration {row.get('id', number)} has no trainable token")
         encoded.append(example)
     return encoded, encoder.cut
-
-
-def encode_answers(
-    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[Encoded]:
-    """Encodes demonstrations whose last answer alone is learned."""
-    encoder = ChatEncoder(tokenizer, max_length)
-    return [encoder.conversation(row["prompt"], row["completion"], every_turn=False) for row in rows]
 
 
 def mean_loss(
