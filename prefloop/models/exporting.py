@@ -19,11 +19,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 _PROBE = "What can you do for me?"
 _TOLERANCE = 1e-5
-"""Largest difference of log-probs between the model in memory and the one loaded back: both hold the same numbers."""
+"""Largest difference of log-probs between the model in memory and the one loaded back: they hold equal numbers."""
 
 
 def export_model(source: Path, folder: Path, target: Target, dtype: Precision = "float32") -> None:
-    """Writes a policy as a folder with weights, tokenizer, chat template, generation configuration and a README.
+    """Writes a policy's weights, tokenizer, chat template and generation configuration, with a README.
 
     Args:
         source: a policy's folder.
@@ -32,12 +32,14 @@ def export_model(source: Path, folder: Path, target: Target, dtype: Precision = 
         dtype: of the weights that are written.
 
     Raises:
-        ModelError: `source` is no causal language model, `folder` holds something else, or what was written does not
-            load back to the same model.
+        ModelError: `source` is no causal language model, `folder` holds something else, or what was written
+            does not load back to the same model.
     """
     _check_causal(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is there already and is no model folder", "name another folder with --out")
+        raise ModelError(
+            f"{folder} is there already and is no model folder", "name another folder with --out"
+        )
     model, tokenizer = load_policy(source, dtype=getattr(torch, dtype))
     with atomic_folder(folder) as draft:
         save_model(model, tokenizer, draft)
@@ -62,7 +64,9 @@ def check_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         raise ModelError(f"{folder}: the tokenizer did not survive the export")
     with torch.no_grad():
         tokens = torch.tensor([ids])
-        before, after = (torch.log_softmax(m(tokens).logits[0, -1].float(), -1) for m in (model.cpu(), loaded))
+        before, after = (
+            torch.log_softmax(m(tokens).logits[0, -1].float(), -1) for m in (model.cpu(), loaded)
+        )
     difference = float((before - after).abs().max())
     if not difference <= _TOLERANCE:
         raise ModelError(f"{folder}: log-probs differ by {difference:.2g} after loading the export back")
@@ -83,8 +87,8 @@ def _readme(
     size = sum(parameter.numel() for parameter in model.parameters())
     lines = ["---", "library_name: transformers", "---", "", f"# {source.name}", ""]
     lines += [
-        f"A {model.config.model_type} model of {size:,} parameters in {str(model.dtype).removeprefix('torch.')}, "
-        f"exported by prefloop from `{source.as_posix()}`, with its tokenizer, chat template and generation configuration.",
+        f"A {model.config.model_type} model of {size:,} parameters ({str(model.dtype).removeprefix('torch.')}),",
+        f"exported by prefloop from `{source.as_posix()}` with tokenizer, chat template and generation settings.",
         "",
         *serving(folder, target, model, tokenizer),
     ]
@@ -121,9 +125,9 @@ def serving(
         if tokenizer.chat_template == ROLE_TEMPLATE:
             lines += [
                 "",
-                "The converter knows tokenizers by a checksum, and this one was trained here. When it stops with",
-                "`BPE pre-tokenizer was not recognized`, add the checksum that it prints to its `get_vocab_base_pre`,",
-                'with `res = "gpt-2"`: that is how this tokenizer splits words.',
+                "The converter knows tokenizers by a checksum, and this one was trained here. When it stops",
+                "with `BPE pre-tokenizer was not recognized`, add the checksum that it prints to its",
+                '`get_vocab_base_pre`, with `res = "gpt-2"`: that is how this tokenizer splits words.',
             ]
         return lines
     return [
