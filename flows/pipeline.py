@@ -95,9 +95,7 @@ def run_pipeline(
     @flow(
         name="prefloop",
         flow_run_name=name,
-        task_runner=cast(
-            "TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=_threads(plan, after))
-        ),
+        task_runner=_threads(len(plan.stages) + len(after)),
         validate_parameters=False,
     )
     def pipeline() -> Any:

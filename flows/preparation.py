@@ -30,7 +30,7 @@ def run_preparation(supervisor: Supervisor, repo: Repo, show: Show) -> None:
         if is_preparation(stage):
             for out in stage.outs:
                 Path(out.fs_path).parent.mkdir(parents=True, exist_ok=True)
-            run_command(supervisor, stage.addressing, str(stage.cmd), show)
+            run_command(supervisor, stage.name, str(stage.cmd), show)
 
 
 def refresh(root: Path, repo: Repo) -> None:
@@ -51,7 +51,7 @@ def refresh(root: Path, repo: Repo) -> None:
             )
             if done.returncode:
                 raise StageFailed(
-                    stage.addressing, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:]
+                    stage.name, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:]
                 )
 
 

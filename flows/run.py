@@ -21,6 +21,9 @@ from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Supervisor, supervise
 from flows.terminal import Terminal
 from prefloop.errors import PrefloopError
+from tasks.support.pipeline import tracked_pipeline
+
+RAN = Outcome.RAN.name.lower()
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class Ended:
     seconds: float = 0.0
 
     @property
+    def stopped(self) -> bool:
+        return self.signal_number is not None
+
+    @property
     def exit_code(self) -> int:
         """0, 130 or 143 when a signal stopped it, else that of the first failure."""
         if self.signal_number is not None:
@@ -93,8 +100,12 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
             return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
         for line in plan_lines(plan, skipped=False):
             terminal.say(line)
-        with prefect_api(supervisor):
-            return _run(supervisor, request, plan, steps, terminal, started)
+        with prefect_api(supervisor), tracked_pipeline(supervisor.pipeline) as tracked:
+            supervisor.variables |= tracked.variables
+            ended = _run(supervisor, request, plan, steps, terminal, started)
+            tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
+            tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
+            return ended
 
 
 def _run(

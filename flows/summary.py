@@ -24,11 +24,11 @@ REPORT = Path("reports/report.html")
 
 def summary_lines(root: Path, ended: Ended) -> list[str]:
     """Lines for a terminal or a pipe."""
-    lines = [""]
+    lines = []
     if ended.signal_number is not None:
         lines.append("stopped; run again to go on from where it was")
     for stage, error in ended.failures.items():
-        lines += ["", f"{stage} failed: {error}"]
+        lines.append(f"{stage} failed: {error}")
     if ended.held_back:
         lines.append(f"not run: {', '.join(ended.held_back)}")
     if ended.plan.nothing_to_do:

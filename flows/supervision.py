@@ -29,6 +29,7 @@ class Supervisor:
 
     Attributes:
         pipeline: id of the run; children find it in PREFLOOP_PIPELINE_ID.
+        variables: what every child finds in its environment besides.
         signal_number: the signal that asked the run to end, None while nothing did.
     """
 
@@ -36,7 +37,7 @@ class Supervisor:
         self.root = root
         self.pipeline = pipeline
         self.signal_number: int | None = None
-        self._variables = {**lifeline_variables, "PREFLOOP_PIPELINE_ID": pipeline}
+        self.variables = {**lifeline_variables, "PREFLOOP_PIPELINE_ID": pipeline}
         self._records = root / STATE / "children"
         self._children: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -60,7 +61,7 @@ class Supervisor:
             child = subprocess.Popen(
                 list(command),
                 cwd=self.root,
-                env=child_environment({**self._variables, **(extra or {})}),
+                env=child_environment({**self.variables, **(extra or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output is not None else None,

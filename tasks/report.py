@@ -62,9 +62,9 @@ def main() -> None:
             evaluation=evaluation,
             answers=answers,
             curves={
-                name: read_curve(PLOTS / f"{name}.csv")
+                name: curve
                 for name in TRAINING
-                if (PLOTS / f"{name}.csv").exists()
+                if (PLOTS / f"{name}.csv").exists() and (curve := read_curve(PLOTS / f"{name}.csv"))
             },
             ingest=read_present(METRICS, {"ingest": "ingest.json"}).get("ingest", {}),
             validation=read_present(METRICS, {kind: f"validate-{kind}.json" for kind in KINDS}),

@@ -77,10 +77,10 @@ def make_plan(
     forecast = Forecast(repo)
     plans = []
     for stage in stages:
-        if stage.addressing not in wanted or is_preparation(stage):
+        if stage.name not in wanted or is_preparation(stage):
             continue
-        forced = force and stage.addressing in asked
-        plans.append(_plan_stage(repo, stage, forecast, forced, stage.addressing in set(interrupted)))
+        forced = force and stage.name in asked
+        plans.append(_plan_stage(repo, stage, forecast, forced, stage.name in set(interrupted)))
     return Plan(tuple(plans))
 
 
@@ -93,7 +93,7 @@ def is_preparation(stage: PipelineStage) -> bool:
 
 def select(stages: Sequence[PipelineStage], targets: Sequence[str]) -> set[str]:
     """Names of the stages that the targets mean; a name before an @ means all its parts."""
-    names = [stage.addressing for stage in stages]
+    names = [stage.name for stage in stages]
     if not targets:
         return set(names)
     chosen: set[str] = set()
@@ -111,8 +111,9 @@ def _with_ancestors(repo: Repo, stages: Sequence[PipelineStage], asked: set[str]
     graph = repo.index.graph
     wanted = set(asked)
     for stage in stages:
-        if stage.addressing in asked:
-            wanted |= {parent.addressing for parent in nx.descendants(graph, stage)}  # edges point to parents
+        if stage.name in asked:
+            above = nx.descendants(graph, stage)  # edges point to parents
+            wanted |= {parent.name for parent in above if isinstance(parent, PipelineStage)}
     return wanted
 
 
@@ -121,10 +122,10 @@ def _plan_stage(
 ) -> StagePlan:
     known = any(dep.hash_info for dep in stage.deps) or any(out.hash_info for out in stage.outs)
     inputs: dict[str, Content] = {}
-    reasons: list[Reason] = [Reason("forced", stage.addressing)] if forced else []
+    reasons: list[Reason] = [Reason("forced", stage.name)] if forced else []
     upstream: list[Reason] = []
     if stage.cmd_changed and known:
-        reasons.append(Reason("command", stage.addressing))
+        reasons.append(Reason("command", stage.name))
     for dep in stage.deps:
         if isinstance(dep, ParamsDependency):
             reasons += _parameter_reasons(dep)
@@ -134,7 +135,7 @@ def _plan_stage(
             upstream.append(Reason("upstream", f"{_relative(repo, dep)} ({waits_for})"))
         elif content is None:
             raise DataError(
-                f"{_relative(repo, dep)} is missing; stage {stage.addressing} reads it, no stage writes it",
+                f"{_relative(repo, dep)} is missing; stage {stage.name} reads it, no stage writes it",
                 "restore it from git, or `dvc pull` if DVC tracks it",
             )
         else:
@@ -147,12 +148,13 @@ def _plan_stage(
     if not known:
         reasons = [
             *(reason for reason in reasons if reason.kind == "forced"),
-            Reason("new", stage.addressing),
+            Reason("new", stage.name),
         ]
     edited, output_reasons, outputs = _outputs(repo, stage, interrupted)
 
     action = Action.SKIP
     if upstream:
+        reasons = reasons or output_reasons
         action = Action.RUN if reasons else Action.MAYBE
     elif reasons or output_reasons:
         found = None if forced else find_outputs(repo, stage, inputs)
@@ -162,13 +164,13 @@ def _plan_stage(
     if action in (Action.RUN, Action.MAYBE):
         outputs = {}
     for out in stage.outs:
-        forecast.record(stage.addressing, out.fs_path, outputs.get(out.fs_path))
+        forecast.record(stage.name, out.fs_path, outputs.get(out.fs_path))
     return StagePlan(
-        name=stage.addressing,
+        name=stage.name,
         action=action,
         parents=_parents(repo, stage),
         reasons=(*reasons, *(upstream if known else ())) if action is not Action.SKIP else (),
-        seconds=past_seconds(Path(repo.root_dir), stage.addressing),
+        seconds=past_seconds(Path(repo.root_dir), stage.name),
         edited=tuple(edited),
     )
 
@@ -233,7 +235,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _parents(repo: Repo, stage: PipelineStage) -> tuple[str, ...]:
     parents = repo.index.graph.successors(stage)
     return tuple(
-        sorted(p.addressing for p in parents if isinstance(p, PipelineStage) and not is_preparation(p))
+        sorted(p.name for p in parents if isinstance(p, PipelineStage) and not is_preparation(p))
     )
 
 

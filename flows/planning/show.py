@@ -23,7 +23,7 @@ def plan_lines(plan: Plan, *, skipped: bool = True) -> list[str]:
     for stage in shown:
         reasons = _reasons(stage)
         past = f" (took {duration(stage.seconds)})" if stage.seconds is not None and _may_run(stage) else ""
-        head = f"{stage.name:<{width}}  {WORDS[stage.action]:<19}"
+        head = f"{stage.name:<{width}}  {WORDS[stage.action]:<21}"
         lines.append((head + (reasons[0] if reasons else "") + past).rstrip())
         lines += [" " * len(head) + reason for reason in reasons[1:]]
     return [*lines, summary(plan)]

@@ -9,11 +9,12 @@ import argparse
 import ast
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 PACKAGES = ("prefloop", "tasks")
 PACKAGE_DATA = (".html", ".j2", ".css", ".svg")
@@ -106,7 +107,7 @@ def with_closure(declared: list[str], module: str, root: Path) -> list[str]:
     return data + closure(module, root)
 
 
-def bodies(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+def bodies(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, CommentedMap]]:
     """Name and definition of every stage of a parsed dvc.yaml; a `foreach` gives its template once."""
     for name, stage in pipeline["stages"].items():
         yield name, stage.get("do", stage)
@@ -130,7 +131,10 @@ def main() -> int:
         wanted = with_closure(list(body.get("deps", [])), module, root)
         if wanted != list(body.get("deps", [])):
             stale.append(name)
-            body["deps"] = wanted
+            if "deps" in body:
+                body["deps"] = wanted
+            else:
+                body.insert(1, "deps", wanted)  # after the command
     if stale and write:
         with open(path, "w", encoding="utf-8") as handle:
             yaml.dump(pipeline, handle)

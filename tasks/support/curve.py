@@ -63,7 +63,7 @@ class Curve:
 def write_csv(path: Path | str, rows: Sequence[Row]) -> None:
     """Writes rows under a header of every name in order of appearance; a metric that a row lacks stays
     empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
     with atomic_file(path) as handle:
         writer = csv.DictWriter(handle, names, restval="", lineterminator="\n")
         writer.writeheader()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from prefloop.config.read import read_section, read_seed
+from prefloop.config.training import TrainingConfig
 from prefloop.files import atomic_file, atomic_folder, read_json, write_json
 from prefloop.training.environment import Environment, load_environment
 from prefloop.training.recorder import Recorder
@@ -154,12 +155,10 @@ class Stage(Generic[C]):
 
     def _finish(self) -> None:
         self.progress.close()
-        resumed = None
-        if self._recorder is not None:
-            resumed = self._recorder.resumed_from
-            rows = self._recorder.curve.rows()
-            if rows:
-                write_csv(Path("plots") / f"{slug(self.name)}.csv", rows)
+        resumed = self._recorder.resumed_from if self._recorder else None
+        rows = self._recorder.curve.rows() if self._recorder else []
+        if rows or isinstance(self.config, TrainingConfig):  # a model that was given has a curve without rows
+            write_csv(Path("plots") / f"{slug(self.name)}.csv", rows)
         for model in self._models:
             self.tracker.model(model, self.key, registered_name(model.name), self.figures)
         self.tracker.end("FINISHED")

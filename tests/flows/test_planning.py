@@ -1,0 +1,136 @@
+"""What `prefloop plan` says about a pipeline that ran, after one thing has changed."""
+
+from __future__ import annotations
+
+import shutil
+
+from flows.planning.model import Action, Plan, Reason, StagePlan
+from flows.planning.show import duration, plan_lines, summary
+
+STAGES = {"ingest", "sft", "ppo", "dpo", "evaluate@sft", "evaluate@ppo", "evaluate@dpo", "report"}
+
+
+def actions(plan):
+    return {name: stage["action"] for name, stage in plan.items()}
+
+
+def texts(plan, stage):
+    return [reason["text"] for reason in plan[stage]["reasons"]]
+
+
+def test_nothing_changed_then_everything_is_skipped_and_prefect_is_not_started(finished):
+    assert actions(finished.plan()) == dict.fromkeys(STAGES, "skip")
+    assert "nothing changed: all 8 stages are up to date" in finished.prefloop("run")
+    assert finished.ran() == []
+    assert not (finished.root / ".prefloop/prefect").exists()
+
+
+def test_nothing_ran_yet_then_everything_runs(project):
+    plan = project.plan()
+    assert actions(plan) == dict.fromkeys(STAGES, "run")
+    assert texts(plan, "sft") == ["never run here"]
+
+
+def test_a_parameter_touches_its_stage_and_what_reads_that_stage(finished):
+    finished.edit("params.yaml", "kl_coef: 0.05", "kl_coef: 0.1")
+    plan = finished.plan()
+    assert actions(plan) == dict.fromkeys(STAGES, "skip") | {
+        "ppo": "run",
+        "evaluate@ppo": "maybe",
+        "report": "maybe",
+    }
+    assert texts(plan, "ppo") == ["ppo.kl_coef: 0.05 -> 0.1"]
+    assert plan["ppo"]["reasons"][0] | {"text": ""} == {
+        "kind": "parameter", "subject": "ppo.kl_coef", "old": 0.05, "new": 0.1, "text": "",
+    }  # fmt: skip
+    assert texts(plan, "evaluate@ppo") == ["only if models/ppo (ppo) changes"]
+
+
+def test_a_code_edit_names_the_file(finished):
+    finished.edit("tasks/sft.py", "1", "2")
+    plan = finished.plan()
+    assert plan["ingest"]["action"] == "skip"
+    assert texts(plan, "sft") == ["tasks/sft.py changed"]
+    assert plan["sft"]["reasons"][0]["kind"] == "code"
+    assert {name for name, action in actions(plan).items() if action == "run"} == {"sft"}
+
+
+def test_a_row_added_to_the_sources_makes_only_ingest_certain(finished):
+    (finished.root / "data/sources/more.txt").write_text("another row\n")
+    plan = finished.plan()
+    assert texts(plan, "ingest") == ["data/sources changed"]
+    assert {name for name, action in actions(plan).items() if action == "maybe"} == STAGES - {"ingest"}
+
+
+def test_the_environment_is_compared_key_by_key(finished):
+    finished.edit("params.yaml", "threads: 2", "threads: 4")
+    plan = finished.plan()
+    assert texts(plan, "sft") == ["threads: 2 -> 4"]
+    assert plan["sft"]["reasons"][0]["kind"] == "environment"
+    assert plan["ingest"]["action"] == plan["evaluate@sft"]["action"].replace("maybe", "skip") == "skip"
+
+
+def test_a_change_taken_back_is_restored_down_to_the_report(finished):
+    finished.edit("params.yaml", "epochs: 1 ", "epochs: 5 ")
+    finished.dvc("repro")
+    assert finished.stages_ran() == STAGES - {"ingest"}
+    finished.edit("params.yaml", "epochs: 5 ", "epochs: 1 ")
+    plan = finished.plan()
+    assert actions(plan) == dict.fromkeys(STAGES - {"ingest"}, "restore") | {"ingest": "skip"}
+    assert texts(plan, "sft") == ["sft.epochs: 5 -> 1"]
+    finished.dvc("repro")
+    assert finished.ran() == []
+
+
+def test_a_missing_output_is_restored_and_without_a_cache_made_again(finished):
+    shutil.rmtree(finished.root / "models/ppo")
+    plan = finished.plan()
+    assert plan["ppo"]["action"] == "restore"
+    assert texts(plan, "ppo") == ["models/ppo is missing"]
+    assert plan["evaluate@ppo"]["action"] == "skip"
+    shutil.rmtree(finished.root / ".dvc/cache")
+    plan = finished.plan()
+    assert plan["ppo"]["action"] == "run"
+
+
+def test_targets_bring_their_ancestors_only(finished):
+    finished.edit("params.yaml", "seed: 0", "seed: 1")
+    assert set(finished.plan("dpo")) == {"ingest", "sft", "dpo"}
+    assert set(finished.plan("evaluate")) == STAGES - {"report"}
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest(finished):
+    output = finished.prefloop("plan", "evalute", code=2)
+    assert "there is no stage evalute" in output
+    assert "did you mean evaluate?" in output
+
+
+def test_a_source_that_is_missing_is_named(finished):
+    shutil.rmtree(finished.root / "data/sources")
+    output = finished.prefloop("plan", code=3)
+    assert "data/sources is missing" in output
+    assert "remedy: " in output
+
+
+def test_a_broken_pipeline_file_is_a_configuration_error(finished):
+    finished.edit("dvc.yaml", "foreach: ${evaluate.policies}", "foreach: ${evaluate.policy}")
+    assert "dvc.yaml cannot be used" in finished.prefloop("plan", code=2)
+
+
+def test_plan_text_shows_the_cost_of_what_may_run():
+    plan = Plan(
+        (
+            StagePlan("sft", Action.RUN, (), (Reason("parameter", "sft.epochs", 1, 2),), 65.0),
+            StagePlan("ppo", Action.MAYBE, ("sft",), (Reason("upstream", "models/sft (sft)"),), 3700.0),
+            StagePlan("dpo", Action.MAYBE, ("sft",), (Reason("upstream", "models/sft (sft)"),)),
+            StagePlan("base", Action.SKIP, (), (), 10.0),
+        )
+    )
+    lines = plan_lines(plan, skipped=False)
+    assert " ".join(lines[0].split()) == "sft runs sft.epochs: 1 -> 2 (took 1 min 05 s)"
+    assert " ".join(lines[1].split()) == "ppo may run only if models/sft (sft) changes (took 1 h 01 min)"
+    assert len(lines) == 4
+    assert summary(plan) == (
+        "1 runs, 2 may run, 1 unchanged; past runs of these took 1 h 02 min (1 never ran here)"
+    )
+    assert duration(59.6) == "1 min 00 s"
