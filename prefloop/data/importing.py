@@ -52,7 +52,7 @@ def formats() -> dict[str, str]:
     """Name of each format, and the first sentence that describes it."""
     found = {}
     for module in pkgutil.iter_modules(importers.__path__):
-        text = importlib.import_module(f"{importers.__name__}.{module.name}").__doc__ or ""
+        text = importlib.import_module(f"prefloop.data.importers.{module.name}").__doc__ or ""
         found[module.name.replace("_", "-")] = text.split("\n\n")[0].replace("\n", " ")
     return found
 
@@ -67,7 +67,7 @@ def load_format(name: str) -> tuple[str, Convert]:
     slug = name.replace("-", "_")
     if slug not in known:
         raise DataError(f"unknown format {name!r}", nearest(name, [k.replace("_", "-") for k in known]))
-    module = importlib.import_module(f"{importers.__name__}.{slug}")
+    module = importlib.import_module(f"prefloop.data.importers.{slug}")
     return str(module.KIND), module.convert
 
 

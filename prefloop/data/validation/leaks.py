@@ -89,11 +89,16 @@ def find_leaks(folder: Path, config: ValidateConfig, scratch: Path) -> LeakRepor
     with ExitStack() as stack:
         files = {kind: stack.enter_context(RowFile(folder / f"{kind}.jsonl")) for kind in kinds}
         keys = {kind: np.fromiter(_keys(files[kind]), np.uint64) for kind in kinds}
-        sides = {use: _side([keys[k] for k in members], [kinds.index(k) for k in members]) for use, members in USES.items()}
+        sides = {
+            use: _side([keys[k] for k in members], [kinds.index(k) for k in members])
+            for use, members in USES.items()
+        }
         named = _Namer([files[kind] for kind in kinds], config.examples)
-        exact = [_exact(left, right, sides[left], sides[right], named) for left, right in combinations(USES, 2)]
-        apart = [_side([keys[kind]], [kinds.index(kind)]) for kind in APART]
-        exact.append(_exact(*APART, *apart, named))
+        exact = [
+            _exact(left, right, sides[left], sides[right], named) for left, right in combinations(USES, 2)
+        ]
+        fitted, judging = (_side([keys[kind]], [kinds.index(kind)]) for kind in APART)
+        exact.append(_exact(*APART, fitted, judging, named))
         near = None
         if config.expectation("no_near_leak").severity != "off":
             near = _near(sides, named, config, scratch)
@@ -139,9 +144,7 @@ def _exact(left: str, right: str, a: _Side, b: _Side, named: _Namer) -> Overlap:
     return Overlap(left, right, len(shared), examples)
 
 
-def _near(
-    sides: Mapping[str, _Side], named: _Namer, config: ValidateConfig, scratch: Path
-) -> list[Overlap]:
+def _near(sides: Mapping[str, _Side], named: _Namer, config: ValidateConfig, scratch: Path) -> list[Overlap]:
     """Candidates across uses, each prompt against the first and the previous one of its band, checked exactly."""
     threshold = config.expectation("no_near_leak").threshold
     uses = list(sides)
@@ -178,7 +181,9 @@ def _stop_on_errors(report: LeakReport, config: ValidateConfig) -> None:
         for overlap in overlaps:
             if overlap.prompts:
                 named = "; ".join(f"{e['left']} and {e['right']}" for e in overlap.examples)
-                messages.append(f"{overlap.left} and {overlap.right} {words} {overlap.prompts} prompts: {named}")
+                messages.append(
+                    f"{overlap.left} and {overlap.right} {words} {overlap.prompts} prompts: {named}"
+                )
     if messages:
         raise DataError(
             "\n  ".join(messages),
