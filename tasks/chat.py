@@ -52,7 +52,6 @@ def load(arguments: argparse.Namespace) -> Answer:
     model, tokenizer = load_policy(
         source, device=environment.device, trust_remote_code=compute.trust_remote_code
     )
-    model.eval()
     length = arguments.max_new_tokens or min(512, context_length(model) // 2)
     try:
         sampling = SamplingConfig(length, arguments.temperature, arguments.top_p)

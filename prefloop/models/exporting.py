@@ -19,7 +19,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 _PROBE = "What can you do for me?"
 _TOLERANCE = 1e-5
-"""Largest difference of log-probs between the model in memory and the one loaded back: they hold equal numbers."""
+"""Largest difference of log-probs between the models in memory and on disk; they hold equal numbers."""
 
 
 def export_model(source: Path, folder: Path, target: Target, dtype: Precision = "float32") -> None:
@@ -53,7 +53,7 @@ def check_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     Raises:
         ModelError: another rendering of a conversation, other tokens, or other log-probs.
     """
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
     reader = AutoTokenizer.from_pretrained(folder)
     messages = as_messages(_PROBE)
     rendered = render(tokenizer, messages, generation_prompt=True)
@@ -85,10 +85,11 @@ def _readme(
     source: Path, folder: Path, target: Target, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
     lines = ["---", "library_name: transformers", "---", "", f"# {source.name}", ""]
     lines += [
-        f"A {model.config.model_type} model of {size:,} parameters ({str(model.dtype).removeprefix('torch.')}),",
-        f"exported by prefloop from `{source.as_posix()}` with tokenizer, chat template and generation settings.",
+        f"A {model.config.model_type} model of {size:,} parameters ({dtype}), exported by prefloop from",
+        f"`{source.as_posix()}`, with its tokenizer, chat template and generation configuration.",
         "",
         *serving(folder, target, model, tokenizer),
     ]
