@@ -30,7 +30,9 @@ def adopt(stage: Stage[BaseConfig], bench: Workbench) -> None:
         random_weights=config.random_weights,
     )
     with stage.output("models/base") as folder:
-        save_model(model, tokenizer, folder, card(stage, f"`{config.model}` at `{revision or 'a local folder'}`", []))
+        save_model(
+            model, tokenizer, folder, card(stage, f"`{config.model}` at `{revision or 'a local folder'}`", [])
+        )
     stage.metrics({"parameters": model.num_parameters(), "revision": revision or ""})
 
 
@@ -58,7 +60,8 @@ def make(stage: Stage[BaseConfig], bench: Workbench) -> None:
     )
     loss = mean_loss(model, tokenizer, encode_blocks(held), precision=bench.environment.precision)
     with stage.output("models/base") as folder:
-        about = f"A {config.architecture.model_type} of {model.num_parameters():,} parameters, pre-trained from scratch."
+        kind = config.architecture.model_type
+        about = f"A {kind} of {model.num_parameters():,} parameters, pre-trained from scratch."
         save_model(model, tokenizer, folder, card(stage, about, [f"{len(texts):,} documents of {TEXT}"]))
     stage.metrics(
         {

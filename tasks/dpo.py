@@ -34,7 +34,9 @@ def main() -> None:
         pairs = sum(len(comparison.pairs) for comparison in comparisons)
         stage.say(f"{pairs:,} pairs of {len(fitted):,} prompts, {len(held):,} prompts held out, {cut:,} cut")
         # Before any step the policy is the reference.
-        reference = reference_logprobs(model, tokenizer, comparisons, precision, stage.scratch / "reference.safetensors")
+        reference = reference_logprobs(
+            model, tokenizer, comparisons, precision, stage.scratch / "reference.safetensors"
+        )
         held_reference = reference_logprobs(model, tokenizer, held_comparisons, precision)
         policy = attach(model, config.lora, seed=stage.seed)
         fit_dpo(
@@ -50,7 +52,9 @@ def main() -> None:
         )
         figures = held_out_figures(policy, tokenizer, held_comparisons, held_reference, config, precision)
         with stage.output("models/dpo") as folder:
-            about = card(stage, "The SFT policy, tuned by DPO.", [f"{pairs:,} pairs of {len(fitted):,} prompts"])
+            about = card(
+                stage, "The SFT policy, tuned by DPO.", [f"{pairs:,} pairs of {len(fitted):,} prompts"]
+            )
             save_model(merge(policy), tokenizer, folder, about)
         stage.metrics(
             {"pairs": pairs, "prompts": len(fitted), "unused": unused, "cut": cut, "held_out": figures}

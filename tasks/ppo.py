@@ -35,7 +35,9 @@ def main() -> None:
         demonstrations: list[Encoded] = []
         if config.ptx_coef:
             stage.dataset("demonstrations", DEMONSTRATIONS)
-            demonstrations = encode_demonstrations(read_jsonl(DEMONSTRATIONS), tokenizer, config.max_length)[0]
+            demonstrations = encode_demonstrations(read_jsonl(DEMONSTRATIONS), tokenizer, config.max_length)[
+                0
+            ]
         rewards = RewardSum(
             {
                 "reward_model": (1.0, LearnedReward(reward_model, config.score_clip)),
@@ -54,7 +56,10 @@ def main() -> None:
             precision=precision,
             demonstrations=demonstrations,
         )
-        stage.say(f"{len(trainer.prompts):,} prompts to sample, {len(trainer.held_out):,} held out to choose the checkpoint")
+        stage.say(
+            f"{len(trainer.prompts):,} prompts to sample, "
+            f"{len(trainer.held_out):,} held out to choose the checkpoint"
+        )
         trainer.train(bench.checkpoints, stage.recorder)
         with stage.output("models/ppo") as folder:
             about = card(stage, "The SFT policy, tuned by PPO.", [f"{len(trainer.prompts):,} prompts"])

@@ -30,7 +30,10 @@ def main() -> None:
         every_turn = config.train_on == "assistant"
         encoded, cut = encode_demonstrations(rows, tokenizer, config.max_length, every_turn=every_turn)
         encoded_held, _ = encode_demonstrations(held, tokenizer, config.max_length, every_turn=every_turn)
-        stage.say(f"{len(encoded):,} demonstrations, {len(held):,} held out, {cut:,} cut to {config.max_length} tokens")
+        stage.say(
+            f"{len(encoded):,} demonstrations, {len(held):,} held out, "
+            f"{cut:,} cut to {config.max_length} tokens"
+        )
         policy = attach(model, config.lora, seed=stage.seed)
         finetune(
             policy,
@@ -44,9 +47,13 @@ def main() -> None:
         )
         loss = mean_loss(policy, tokenizer, encoded_held, precision=precision)
         with stage.output("models/sft") as folder:
-            about = card(stage, "The base model, fine-tuned on demonstrations.", [f"{len(encoded):,} demonstrations"])
+            about = card(
+                stage, "The base model, fine-tuned on demonstrations.", [f"{len(encoded):,} demonstrations"]
+            )
             save_model(merge(policy), tokenizer, folder, about)
-        stage.metrics({"demonstrations": len(encoded), "held_out": len(held), "cut": cut, "held_out_loss": loss})
+        stage.metrics(
+            {"demonstrations": len(encoded), "held_out": len(held), "cut": cut, "held_out_loss": loss}
+        )
 
 
 if __name__ == "__main__":

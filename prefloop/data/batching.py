@@ -43,7 +43,7 @@ def pad(sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[bool]], pa
 
 
 def steps_in(rows: int, batch_size: int, epochs: int, steps: int) -> int:
-    """Optimiser steps of a training: `steps` when set, else epochs over the rows, the last batch of each partial."""
+    """Optimiser steps of a training: `steps` if set, else those of `epochs` over the rows."""
     return steps or epochs * max(-(-rows // batch_size), 1)
 
 

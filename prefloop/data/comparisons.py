@@ -38,7 +38,7 @@ class Ranking:
 
 
 def as_ranking(row: dict[str, Any]) -> Ranking | None:
-    """The ranking of a preference row; None where a rater skipped it or found both bad (kept, not trained on)."""
+    """The ranking of a preference row; None where a rater skipped it or found both bad (not trained on)."""
     if row.get("both_bad") or row.get("skipped"):
         return None
     if "completions" in row:

@@ -1,7 +1,7 @@
 """Chat templates: from messages to tokens, with the spans that a policy writes.
 
-The rendered conversation is tokenised once and spans are found by character offsets: tokenising prompt and completion
-apart can merge tokens differently at their border.
+The rendered conversation is tokenised once and spans are found by character offsets: tokenising prompt and
+completion apart can merge tokens differently at their border.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens at which a completion ends: the tokenizer's EOS, and the special token that the template puts after an
-    assistant's turn when that is another one (`<|im_end|>`, `<|eot_id|>`)."""
+    """Tokens at which a completion ends: the tokenizer's EOS, and the special token that the template puts
+    after an assistant's turn when that is another one (`<|im_end|>`, `<|eot_id|>`)."""
     stops = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     opened = render(tokenizer, probe[:1], generation_prompt=True)
@@ -113,14 +113,16 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         if not tokenizer.is_fast:
-            raise ModelError("the tokenizer gives no character offsets", "use the fast version of this tokenizer")
+            raise ModelError(
+                "the tokenizer gives no character offsets", "use the fast version of this tokenizer"
+            )
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.stops = stop_ids(tokenizer)
         self.cut = 0
 
     def prompt(self, prompt: str | Sequence[Message], room: int = 0) -> list[int]:
-        """Tokens of a prompt, ready for an answer of up to `room` tokens; a longer one loses its beginning."""
+        """Tokens of a prompt that leave `room` for an answer (tokens); a longer one loses its beginning."""
         text = render(self.tokenizer, as_messages(prompt), generation_prompt=True)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._fit_prompt(ids, room)
@@ -128,12 +130,15 @@ class ChatEncoder:
     def completions(
         self, prompt: str | Sequence[Message], completions: Sequence[str | Sequence[Message]]
     ) -> list[Encoded]:
-        """Encodes several completions of one prompt, cut alike: all see the same prompt, at most equally long.
+        """Encodes several completions of one prompt, cut alike: all see the same prompt, at most equally
+        long.
 
         Raises:
             TrainingError: a completion has no token.
         """
-        pairs = [self._spans(as_messages(prompt), as_messages(c, "assistant"), last_only=True) for c in completions]
+        pairs = [
+            self._spans(as_messages(prompt), as_messages(c, "assistant"), last_only=True) for c in completions
+        ]
         longest = max(len(ids) - start for ids, start, _ in pairs)
         limit = max(self.max_length - 8, self.max_length // 2)
         room = min(longest, limit)
@@ -146,7 +151,9 @@ class ChatEncoder:
             encoded.append(Encoded(kept, answer, [False] * len(kept) + [True] * len(answer)))
         return encoded
 
-    def conversation(self, prompt: str | Sequence[Message], completion: str | Sequence[Message], *, every_turn: bool) -> Encoded:
+    def conversation(
+        self, prompt: str | Sequence[Message], completion: str | Sequence[Message], *, every_turn: bool
+    ) -> Encoded:
         """Encodes a demonstration; with `every_turn` each assistant turn of the prompt is trainable too."""
         ids, start, spans = self._spans(
             as_messages(prompt), as_messages(completion, "assistant"), last_only=not every_turn
@@ -169,7 +176,7 @@ class ChatEncoder:
     def _spans(
         self, prompt: Messages, completion: Messages, *, last_only: bool
     ) -> tuple[list[int], int, list[tuple[int, int]]]:
-        """Token ids of the whole conversation up to its end token, start of the last answer, trainable spans."""
+        """Token ids up to the last answer's end token, where that answer starts, and the trainable spans."""
         messages = [*prompt, *completion]
         if not completion or completion[-1]["role"] != "assistant":
             raise TrainingError("a completion must end with an assistant's message")

@@ -18,7 +18,7 @@ Scores = Sequence[Sequence[float]]
 
 
 def pair_outcomes(rankings: Sequence[Ranking], scores: Scores) -> list[tuple[int, float]]:
-    """(ranking index, outcome) for every ordered pair: 1 where the better one scores higher, 1/2 on equal scores."""
+    """(ranking index, outcome) of every ordered pair: 1 if the better one scores higher, 1/2 if equal."""
     outcomes = []
     for index, (ranking, own) in enumerate(zip(rankings, scores, strict=True)):
         for better, worse in ranking.pairs:
@@ -50,7 +50,7 @@ def accuracy_by(
 
 
 def calibration_error(rankings: Sequence[Ranking], scores: Scores, bins: int = 10) -> float:
-    """Expected calibration error of sigmoid(r_i - r_j) over ordered pairs: sum (n_b / n) |confidence - accuracy|.
+    """Expected calibration error of sigmoid(r_i - r_j) over pairs: sum (n_b / n) |confidence - accuracy|.
 
     Confidence is that of the completion scored higher, so it lies in [1/2, 1] (Guo et al. 2017, eq. 3).
     """
@@ -69,7 +69,9 @@ def longer_wins(rankings: Sequence[Ranking]) -> list[list[float]]:
     return [[float(len(_text(c))) for c in ranking.completions] for ranking in rankings]
 
 
-def bag_of_words(fit: Sequence[Ranking], held: Sequence[Ranking], *, vocabulary: int = 2000) -> list[list[float]]:
+def bag_of_words(
+    fit: Sequence[Ranking], held: Sequence[Ranking], *, vocabulary: int = 2000
+) -> list[list[float]]:
     """Scores of a logistic regression on word counts, fitted to the same pairs; `held` is only scored.
 
     Full-batch gradient descent on Bradley-Terry over log(1 + count) of the commonest words, with L2.
@@ -102,7 +104,9 @@ def bag_of_words(fit: Sequence[Ranking], held: Sequence[Ranking], *, vocabulary:
     momentum = np.zeros_like(weights)
     rate = 1.0 / max(float((x**2).sum(axis=1).mean()) / 4, 1e-6)
     for _ in range(300):
-        gradient = -(x * (1 / (1 + np.exp(np.clip(x @ weights, -50, 50))))[:, None]).mean(axis=0) + 1e-3 * weights
+        gradient = (
+            -(x * (1 / (1 + np.exp(np.clip(x @ weights, -50, 50))))[:, None]).mean(axis=0) + 1e-3 * weights
+        )
         momentum = 0.9 * momentum - 0.1 * rate * gradient
         weights = weights + momentum
     return [[float(features(c) @ weights) for c in ranking.completions] for ranking in held]
@@ -132,9 +136,7 @@ def _share(outcomes: Sequence[tuple[int, float]], prompts: int, resamples: int) 
     for index, outcome in outcomes:
         right[index] += outcome
         pairs[index] += 1
-    estimate = bootstrap(
-        prompts, lambda w: (w @ right) / np.maximum(w @ pairs, 1e-12), resamples=resamples
-    )
+    estimate = bootstrap(prompts, lambda w: (w @ right) / np.maximum(w @ pairs, 1e-12), resamples=resamples)
     return {**estimate.as_json(), "pairs": int(pairs.sum())}
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (the extra `lora`): attach before training, merge when saving, switch off for the reference."""
+"""Low-rank adapters (the extra `lora`): attached to train, merged to save, off for the reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, task: str =
         from peft import LoraConfig as PeftConfig
         from peft import get_peft_model
     except ImportError as error:
-        raise ConfigError("lora.rank is above 0, but peft is not installed", "pip install 'prefloop[lora]'") from error
+        raise ConfigError(
+            "lora.rank is above 0, but peft is not installed", "pip install 'prefloop[lora]'"
+        ) from error
     torch_seed((seed, "lora", task))
     return get_peft_model(
         model,
@@ -76,4 +78,3 @@ def reference_of(model: Any) -> Any:
 def plain(model: Any) -> PreTrainedModel:
     """The transformers model inside, for its trunk and head."""
     return model.get_base_model() if has_adapter(model) else model  # type: ignore[no-any-return]
-

@@ -44,7 +44,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
     return fast
 
 
-def create_model(config: ArchitectureConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+def create_model(
+    config: ArchitectureConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> PreTrainedModel:
     """A randomly initialised causal model of the configured shape.
 
     Raises:

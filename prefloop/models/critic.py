@@ -39,7 +39,7 @@ class Critic(nn.Module):
                         parameter.requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """V of the state before each token: (B, T) -> (B, T) float32; the first column, which has no state, is 0.
+        """V of the state before each token: (B, T) -> (B, T) float32; 0 in the first column: no state.
 
         Args:
             hidden: (B, T, D), the policy's trunk output, for a shared critic.
@@ -56,8 +56,8 @@ def make_critic(
 ) -> Critic:
     """The critic that the section `ppo` asks for.
 
-    A separate one starts from the reward model's trunk (Ouyang et al. 2022, appendix C.4) where that reads the
-    policy's tokens; from the policy's where the reward model has a tokenizer or an architecture of its own.
+    A separate one starts from the reward model's trunk (Ouyang et al. 2022, appendix C.4) where that reads
+    the policy's tokens; from the policy's where the reward model has a tokenizer or architecture of its own.
     """
     width = int(policy.get_input_embeddings().weight.shape[1])
     if config.critic == "shared":

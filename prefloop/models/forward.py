@@ -1,4 +1,4 @@
-"""Forward passes that training and sampling share: positions, hidden states, and log-probs only where needed."""
+"""Forward passes that training and sampling share: positions, hidden states, log-probs where needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling"
 
 
 def positions(attention_mask: Tensor) -> Tensor:
-    """Position of each token counted from the first real one: (B, T) bool or int -> (B, T) int64, 0 on padding."""
+    """Position of each token from the first real one: (B, T) bool or int -> (B, T) int64, 0 on padding."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
@@ -58,7 +58,8 @@ def token_logprobs(
         hidden: (B, T, D) trunk output, when the caller has it already.
 
     Returns:
-        log-probs (B, T) float32, 0 where not wanted; entropy of the distributions (B, T) float32, detached (nats).
+        log-probs (B, T) float32, 0 where not wanted; the distributions' entropy (B, T), likewise,
+        detached (nats).
     """
     wanted = wanted.clone()
     wanted[:, 0] = False

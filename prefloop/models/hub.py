@@ -23,7 +23,9 @@ def resolve_revision(source: str, revision: str) -> str | None:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         try:
             # A cached copy names its commit in its path: .../snapshots/<commit>/config.json
-            return Path(hf_hub_download(source, "config.json", revision=revision, local_files_only=True)).parent.name
+            return Path(
+                hf_hub_download(source, "config.json", revision=revision, local_files_only=True)
+            ).parent.name
         except LocalEntryNotFoundError:
             raise ModelError(
                 f"the model {source} at {revision} could not be found: {str(error).splitlines()[0]}",

@@ -1,4 +1,4 @@
-"""Loading causal language models and tokenizers from a folder or the hub: safetensors only, nothing unpickled."""
+"""Causal language models and tokenizers from a folder or the hub: safetensors only, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prefloop.data.templates import PAD, ensure_chat_template
 from prefloop.errors import ModelError
@@ -45,7 +51,9 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer of {source} could not be loaded: {_first_line(error)}", _remedy(source)) from error
+        raise ModelError(
+            f"the tokenizer of {source} could not be loaded: {_first_line(error)}", _remedy(source)
+        ) from error
     ensure_chat_template(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # Padding with EOS would hide real end tokens under the padding mask.
@@ -82,7 +90,9 @@ def load_policy(
         else:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the model {name} could not be loaded: {_first_line(error)}", _remedy(name)) from error
+        raise ModelError(
+            f"the model {name} could not be loaded: {_first_line(error)}", _remedy(name)
+        ) from error
     fit_embeddings(model, tokenizer)
     return turn_dropout_off(model).to(device), tokenizer
 
@@ -101,7 +111,14 @@ def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    for name in ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+    for name in (
+        "attention_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    ):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
     for module in model.modules():
@@ -121,5 +138,7 @@ def _first_line(error: Exception) -> str:
 
 def _remedy(source: str) -> str:
     if Path(source).exists():
-        return "the folder must hold safetensors weights (pickled ones are refused), config.json and a tokenizer"
+        return (
+            "the folder must hold safetensors weights (pickled ones are refused), config.json and a tokenizer"
+        )
     return "check the name, the revision and the network; or download the model and give its folder"

@@ -1,4 +1,4 @@
-"""Reward models: a trunk of any architecture with one score, its own tokenizer, and a normalisation saved with it."""
+"""Reward models: a trunk of any architecture with one score, its own tokenizer and normalisation."""
 
 from __future__ import annotations
 
@@ -72,13 +72,19 @@ class RewardModel(nn.Module):
         device = self.model.device
         batch = pad(sequences, [[True] * len(ids) for ids in sequences], int(self.tokenizer.pad_token_id))
         batch = batch.to(device.type)
-        extra = {} if self.encoder_only else {"position_ids": positions(batch.attention_mask), "use_cache": False}
+        extra = (
+            {} if self.encoder_only else {"position_ids": positions(batch.attention_mask), "use_cache": False}
+        )
         with precision_context(self.precision, device.type):
-            logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), **extra).logits
+            logits = self.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), **extra
+            ).logits
         return logits.squeeze(-1).float()
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128) -> Tensor:
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128
+    ) -> Tensor:
         """Normalised scores of completions: (B,) float32 on the CPU.
 
         Raises:
@@ -91,11 +97,13 @@ class RewardModel(nn.Module):
             group = order[start : start + batch_size]
             scores[group] = self([encoded[i] for i in group]).cpu()
         if not torch.isfinite(scores).all():
-            raise ModelError("the reward model gave a NaN or infinite score", "train it again at a lower learning rate")
+            raise ModelError(
+                "the reward model gave a NaN or infinite score", "train it again at a lower learning rate"
+            )
         return (scores - self.mean) / self.std
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that plain AutoModelForSequenceClassification loads, and the normalisation beside it."""
+        """Writes a folder that AutoModelForSequenceClassification loads, with the normalisation beside it."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / _NORMALISATION, {"mean": self.mean, "std": self.std})
@@ -110,7 +118,11 @@ class RewardModel(nn.Module):
         model, tokenizer = _load_classifier(str(folder), None, False)
         normalisation = read_json(Path(folder) / _NORMALISATION)
         return cls(
-            model.to(device), tokenizer, mean=normalisation["mean"], std=normalisation["std"], precision=precision
+            model.to(device),
+            tokenizer,
+            mean=normalisation["mean"],
+            std=normalisation["std"],
+            precision=precision,
         ).eval()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Saving models in Hugging Face format: safetensors, tokenizer, chat template, generation configuration, model card."""
+"""Saving in Hugging Face format: safetensors, tokenizer, chat template, generation settings, model card."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from prefloop.data.templates import stop_ids
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: Mapping[str, Any] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that plain `from_pretrained` loads.
 
     Args:
-        card: facts for README.md, heading -> text. Nothing that varies from run to run belongs there: the folder's
-            hash decides what must run again.
+        card: facts for README.md, heading -> text. Nothing that varies from run to run belongs there: the
+            folder's hash decides what must run again.
     """
     stops = stop_ids(tokenizer)
     if model.can_generate():
         model.generation_config = GenerationConfig(
-            eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, do_sample=True
+            eos_token_id=stops,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            do_sample=True,
         )
     model.config.use_cache = True
     model.save_pretrained(folder, safe_serialization=True)

@@ -20,7 +20,7 @@ class Comparison:
 
 
 def pair_indices(ranks: list[int]) -> tuple[list[tuple[int, int]], int]:
-    """All (better, worse) index pairs of a ranking (0 is best) and the number of tied pairs, which carry no order."""
+    """All (better, worse) index pairs of a ranking (0 is best), and how many pairs are ties."""
     pairs: list[tuple[int, int]] = []
     ties = 0
     for i in range(len(ranks)):
@@ -54,7 +54,8 @@ def ranking_loss(
 ) -> Comparison:
     """K-wise loss of one prompt: the mean over its K-choose-2 pairs, so that a prompt counts once.
 
-    InstructGPT (Ouyang et al. 2022, eq. 1); each completion is encoded once and enters every pair it is part of.
+    InstructGPT (Ouyang et al. 2022, eq. 1); each completion is encoded once and enters all
+    its pairs.
 
     Args:
         scores: (K,) float.
@@ -63,7 +64,7 @@ def ranking_loss(
         margin, probability: see `pairwise_loss`; they apply to every pair of this ranking.
 
     Returns:
-        The scalar loss (0 with gradient when all are tied), the number of rightly ordered pairs, pairs and ties.
+        The scalar loss (0 with gradient when all are tied), and counts of rightly ordered pairs, pairs, ties.
     """
     pairs, ties = pair_indices(ranks)
     if not pairs:

@@ -29,10 +29,11 @@ def dpo_loss(
     """-log sigmoid(beta [(log pi_c - ref_c) - (log pi_r - ref_r)]) (Rafailov et al. 2023, eq. 7).
 
     Args:
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected: (P,) float, log-probs SUMMED over
-            the completion's tokens.
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: (P,) float, log-probs SUMMED
+            over the completion's tokens.
         beta: strength of the tie to the reference.
-        label_smoothing: scalar or (P,), share of labels taken to be flipped; the loss is then the expected one (cDPO, Mitchell 2023).
+        label_smoothing: scalar or (P,), share of labels taken to be flipped; the loss is then the expected
+            one (cDPO, Mitchell 2023).
     """
     chosen_reward = beta * (policy_chosen - reference_chosen)
     rejected_reward = beta * (policy_rejected - reference_rejected)

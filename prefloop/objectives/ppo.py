@@ -1,8 +1,8 @@
 """PPO for language models: rewards with a KL penalty, advantages, clipped losses.
 
-Details after Stiennon et al. 2020, Ouyang et al. 2022 and Huang et al. 2023 ("The N implementation details of RLHF
-with PPO"). Shapes: B sequences of T tokens; `mask` (B, T) is True on a completion's tokens, the end token included, which stand
-together: what comes before (the prompt) and after (padding) is False.
+Details after Stiennon et al. 2020, Ouyang et al. 2022 and Huang et al. 2023 ("The N implementation details of
+RLHF with PPO"). Shapes: B sequences of T tokens; `mask` (B, T) is True on a completion's tokens, the end
+token included, which stand together: what comes before (the prompt) and after (padding) is False.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def token_rewards(scores: Tensor, policy: Tensor, reference: Tensor, mask: Tenso
 
     Args:
         scores: (B,) float, what the reward sources gave each completion.
-        policy, reference: (B, T) float, log-probs of the sampled tokens under the sampling policy and the reference.
+        policy, reference: (B, T) float, the sampled tokens' log-probs under policy and reference.
 
     Returns:
         (B, T) float, 0 where the mask is False.
@@ -39,8 +39,8 @@ def generalised_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) and returns = advantages + values.
 
-    delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the last real token; masked tokens neither contribute nor
-    bootstrap. Returns are taken before any whitening.
+    delta_t = r_t + gamma V_{t+1} - V_t with V = 0 after the last real token; masked tokens neither contribute
+    nor bootstrap. Returns are taken before any whitening.
 
     Args:
         rewards, values: (B, T) float.
@@ -63,7 +63,7 @@ def generalised_advantages(
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """Each (B, T) float: the loss of a token, whether the clip was active, and k3 between old and new policy."""
+    """Each (B, T) float: a token's loss, whether its clip was active, k3 between old and new policy."""
 
     loss: Tensor
     clipped: Tensor
@@ -79,7 +79,7 @@ def policy_loss(
         logprobs, old_logprobs: (B, T) float, of the sampled tokens now and when they were sampled.
         advantages: (B, T) float.
         clip_range: eps.
-        dual_clip: c > 1 bounds the loss of a negative advantage at -c A (Ye et al. 2020, eq. 5); 0 turns it off.
+        dual_clip: c > 1 bounds the loss of a negative advantage at -c A (Ye et al. 2020, eq. 5); 0: off.
     """
     delta = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = delta.exp()
@@ -93,7 +93,7 @@ def policy_loss(
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_range: float) -> Tensor:
-    """1/2 max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) for each token, (B, T); eps 0 turns clipping off."""
+    """1/2 max((V - R)^2, (clip(V, V_old +- eps) - R)^2) for each token, (B, T); eps 0 turns clipping off."""
     plain = (values - returns) ** 2
     if not clip_range:
         return 0.5 * plain

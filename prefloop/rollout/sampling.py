@@ -1,4 +1,4 @@
-"""Sampling completions from a policy, with noise keyed by prompt so that a batch's make-up changes nothing."""
+"""Sampling from a policy, with noise keyed by prompt so that a batch's make-up changes nothing."""
 
 from __future__ import annotations
 
@@ -49,14 +49,22 @@ class Sampler:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SamplingConfig, precision: str = "fp32"
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: SamplingConfig,
+        precision: str = "fp32",
     ) -> None:
         self.model, self.tokenizer, self.config, self.precision = model, tokenizer, config, precision
         self.encoder = ChatEncoder(tokenizer, context_length(model))
         self.stops = torch.tensor(self.encoder.stops)
 
     def sample(
-        self, prompts: Sequence[str | Messages], key: Key, rows: Sequence[Key] | None = None, batch_size: int = 256
+        self,
+        prompts: Sequence[str | Messages],
+        key: Key,
+        rows: Sequence[Key] | None = None,
+        batch_size: int = 256,
     ) -> Rollouts:
         """One completion a prompt.
 
@@ -64,8 +72,8 @@ class Sampler:
             prompts: strings (one user turn) or messages.
             key: what the draws are for, such as (seed, "ppo", step).
             rows: one key a prompt, such as (prompt index, sample index); the place in the list by default.
-            batch_size: completions sampled at once. Similar lengths go together; the order of the result is the
-                prompts'.
+            batch_size: completions sampled at once. Similar lengths go together; the order of the result is
+                the prompts'.
         """
         rows = [(i,) for i in range(len(prompts))] if rows is None else rows
         room = self.config.max_new_tokens
@@ -151,7 +159,9 @@ def draw(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
         ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
         # A token stays while the mass before it is below top_p; the first always does.
         outside = ordered.cumsum(dim=-1) - ordered >= config.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered.masked_fill(outside, 0.0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            -1, indices, ordered.masked_fill(outside, 0.0)
+        )
     cumulative = probabilities.cumsum(dim=-1)
     target = noise.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
     # The first index whose cumulative mass exceeds the target never has probability 0.

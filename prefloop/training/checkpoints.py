@@ -1,4 +1,4 @@
-"""Resumable checkpoints in a scratch folder: whole or absent, the last two kept, read back without unpickling code."""
+"""Resumable checkpoints in a scratch folder: whole or absent, two kept, read without unpickling code."""
 
 from __future__ import annotations
 
@@ -42,15 +42,17 @@ class Checkpoints:
         return target
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest checkpoint that is whole: (step, state); a damaged one is passed over for the one before."""
+        """(step, state) of the newest checkpoint that is whole; a damaged one is passed over."""
         for folder in reversed(self._found()):
             try:
                 about = read_json(folder / "checkpoint.json")
                 if sha256_file(folder / "state.pt") != about["sha256"]:
                     continue
                 # weights_only: tensors and plain containers, no code.
-                return int(about["step"]), torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            except Exception:  # noqa: BLE001 - any damage means: use the one before
+                return int(about["step"]), torch.load(
+                    folder / "state.pt", map_location="cpu", weights_only=True
+                )
+            except Exception:
                 continue
         return None
 

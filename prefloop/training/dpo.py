@@ -42,8 +42,8 @@ class EncodedComparison:
 def encode_comparisons(
     rankings: Iterable[Ranking], tokenizer: PreTrainedTokenizerBase, config: DPOConfig
 ) -> tuple[list[EncodedComparison], int]:
-    """Every ordered pair of every ranking (at most `pairs_per_prompt`, the widest apart first), and how many prompts
-    or completions were cut."""
+    """Every ordered pair of every ranking (at most `pairs_per_prompt`, the widest apart first), and how many
+    prompts or completions were cut."""
     encoder = ChatEncoder(tokenizer, config.max_length)
     comparisons: list[EncodedComparison] = []
     for ranking in rankings:
@@ -126,7 +126,9 @@ def fit_dpo(
         DataError: there is no pair.
     """
     if not comparisons:
-        raise DataError("dpo has no pair to train on", "look at data/quarantine and metrics/validate-preferences.json")
+        raise DataError(
+            "dpo has no pair to train on", "look at data/quarantine and metrics/validate-preferences.json"
+        )
     order = Order(len(comparisons), config.batch_size, (seed, "dpo"))
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
@@ -156,7 +158,7 @@ def comparison_part(
     precision: str,
     count: int,
 ) -> Part:
-    """Loss and figures of some comparisons, as shares of a step of `count` pairs; each completion goes through once."""
+    """Loss and figures of comparisons, as shares of a step of `count` pairs; each completion is run once."""
     rows = [row for comparison in comparisons for row in comparison.completions]
     sums, lengths = completion_logprobs(model, tokenizer, rows, precision)
     device = sums.device

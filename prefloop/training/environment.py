@@ -1,4 +1,4 @@
-"""What results depend on besides code, data and parameters; resolved once and part of every training stage's key."""
+"""What results depend on besides code, data and parameters: resolved once, part of a training's key."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def resolve(config: ComputeConfig) -> Environment:
     flags = _cpu_flags()
     gpu, gpu_fast_bf16 = _gpu() if config.device != "cpu" else ("", False)
     if config.device == "cuda" and not gpu:
-        raise ConfigError("compute.device is cuda, but no CUDA GPU was found", "set compute.device to auto or cpu")
+        raise ConfigError(
+            "compute.device is cuda, but no CUDA GPU was found", "set compute.device to auto or cpu"
+        )
     fast_bf16 = gpu_fast_bf16 if gpu else bool(flags & _FAST_BF16)
     precision = ("bf16" if fast_bf16 else "fp32") if config.precision == "auto" else config.precision
     return Environment(
@@ -80,7 +82,9 @@ def load_environment(path: Path | str) -> Environment:
     try:
         return Environment(**values)
     except TypeError as error:
-        raise DataError(f"{path} does not describe an environment: {error}", "run the stage environment") from error
+        raise DataError(
+            f"{path} does not describe an environment: {error}", "run the stage environment"
+        ) from error
 
 
 def apply(environment: Environment) -> None:

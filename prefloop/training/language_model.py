@@ -20,7 +20,7 @@ from prefloop.training.recorder import Recorder
 
 
 def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
-    """Documents end to end with an end token between them, cut into blocks of `length` tokens; a short tail is kept."""
+    """Documents end to end, an end token after each, in blocks of `length` tokens; a short tail is kept."""
     stream: list[int] = []
     blocks: list[list[int]] = []
     for text in texts:
@@ -50,7 +50,17 @@ def pretrain(
     recorder: Recorder,
 ) -> None:
     """Next-token training on packed blocks, in place."""
-    _train_rows(model, tokenizer, encode_blocks(blocks), config, (seed, "base"), precision, checkpoints, recorder, "base")
+    _train_rows(
+        model,
+        tokenizer,
+        encode_blocks(blocks),
+        config,
+        (seed, "base"),
+        precision,
+        checkpoints,
+        recorder,
+        "base",
+    )
 
 
 def finetune(
@@ -75,7 +85,8 @@ def encode_demonstrations(
     *,
     every_turn: bool = False,
 ) -> tuple[list[Encoded], int]:
-    """Encodes rows of data/validated/demonstrations.jsonl; returns them and how many lost tokens to `max_length`.
+    """Encodes rows of data/validated/demonstrations.jsonl; returns them and how many lost tokens to
+    `max_length`.
 
     Args:
         every_turn: each assistant turn is learned, not the last one alone.
@@ -121,7 +132,9 @@ def _train_rows(
     what: str,
 ) -> None:
     if not rows:
-        raise DataError(f"{what} has no rows to train on", "look at data/quarantine and metrics/validate-*.json")
+        raise DataError(
+            f"{what} has no rows to train on", "look at data/quarantine and metrics/validate-*.json"
+        )
     order = Order(len(rows), config.batch_size, key)
     total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
     train(

@@ -41,8 +41,8 @@ def train(
     """Trains `module` in place for `total` optimiser steps, from the last checkpoint if there is one.
 
     Args:
-        parts: for a 0-based step, its micro-batches' parts, each computed when asked for so that only one graph is
-            held at a time. Everything random in it is keyed by the step.
+        parts: for a 0-based step, its micro-batches' parts, each computed when asked for so that only one
+            graph is held at a time. Everything random in it is keyed by the step.
         what: the training's name for messages.
 
     Raises:

@@ -1,7 +1,7 @@
 """Randomness keyed by what it is for, so that a resumed or re-batched run draws the same numbers.
 
-A draw depends on its key alone (seed, purpose, step, prompt, sample), never on how many draws came before it, on the
-process that makes it or on its place in a batch. There is therefore no generator state to save.
+A draw depends on its key alone (seed, purpose, step, prompt, sample), never on how many draws came before
+it, on the process that makes it or on its place in a batch. There is therefore no generator state to save.
 """
 
 from __future__ import annotations

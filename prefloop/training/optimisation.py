@@ -15,7 +15,8 @@ from prefloop.config.training import TrainingConfig
 def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
     """Share of the peak learning rate at 0-based optimiser step `step` of `total`.
 
-    It rises linearly over the warm-up and is never 0 within the run, so that the first and the last step count.
+    It rises linearly over the warm-up and is never 0 within the run, so that the first and the last step
+    count.
     """
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:

@@ -82,7 +82,9 @@ class PPOTrainer:
         self.held_out = [prompts[i] for i in sorted(shuffled[:held])]
         self.prompts = [prompts[i] for i in sorted(shuffled[held:])]
         if not self.prompts:
-            raise DataError("ppo has no prompt to sample from", "look at data/raw/prompts.jsonl and data/quarantine")
+            raise DataError(
+                "ppo has no prompt to sample from", "look at data/raw/prompts.jsonl and data/quarantine"
+            )
         if config.ptx_coef and not demonstrations:
             raise DataError("ppo.ptx_coef is above 0, but there are no demonstrations")
         self.policy, self.reference, self.critic = policy, reference, critic
@@ -106,7 +108,8 @@ class PPOTrainer:
         self.best: dict[str, Any] = {}
 
     def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
-        """Runs `config.steps` rollout batches, from the last checkpoint if there is one, and keeps the best weights.
+        """Runs `config.steps` rollout batches, from the last checkpoint if there is one, and keeps the best
+        weights.
 
         Raises:
             TrainingError: a loss became NaN. StopRequested: asked to end; a checkpoint was saved.
@@ -128,7 +131,9 @@ class PPOTrainer:
             if stop or (checkpoints.due() and step + 1 < config.steps):
                 recorder.checkpoint(step + 1, checkpoints.save(step + 1, self._state()))
             if stop:
-                raise StopRequested(f"ppo stopped after step {step + 1} of {config.steps}; run again to continue")
+                raise StopRequested(
+                    f"ppo stopped after step {step + 1} of {config.steps}; run again to continue"
+                )
         if self.best:
             load_trainable(self.policy, self.best["policy"], "ppo")
         self.policy.eval()
@@ -146,9 +151,7 @@ class PPOTrainer:
         mask = batch.wanted
         logprobs, entropy, values = self._evaluate(batch)
         with reference_mode(self.reference):
-            reference = torch.cat(
-                [self._logprobs(self.reference, part)[0] for part in self._micro(batch)]
-            )
+            reference = torch.cat([self._logprobs(self.reference, part)[0] for part in self._micro(batch)])
         rewards = token_rewards(scores.to(self.device), logprobs, reference, mask, beta=self.controller.beta)
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
@@ -195,7 +198,9 @@ class PPOTrainer:
                 break
         return {**{name: value / done for name, value in totals.items()}, "updates": float(done)}
 
-    def _update(self, experience: Experience, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
+    def _update(
+        self, experience: Experience, rows: Sequence[int], step: int, update: int
+    ) -> dict[str, float]:
         """One optimiser step of policy and critic on some rows of the rollout batch."""
         config = self.config
         tokens = max(int(experience.batch.wanted[list(rows)].sum()), 1)
@@ -206,12 +211,20 @@ class PPOTrainer:
             mask = picked.batch.wanted
             logprobs, _, values = self._evaluate(picked.batch, grad=True)
             terms = policy_loss(
-                logprobs, picked.logprobs, picked.advantages, clip_range=config.clip_range, dual_clip=config.dual_clip
+                logprobs,
+                picked.logprobs,
+                picked.advantages,
+                clip_range=config.clip_range,
+                dual_clip=config.dual_clip,
             )
             policy = masked_sum(terms.loss, mask).sum() / tokens
-            value = masked_sum(
-                value_loss(values, picked.values, picked.returns, clip_range=config.value_clip_range), mask
-            ).sum() / tokens
+            value = (
+                masked_sum(
+                    value_loss(values, picked.values, picked.returns, clip_range=config.value_clip_range),
+                    mask,
+                ).sum()
+                / tokens
+            )
             loss = config.value_coef * value + (0.0 if warming else 1.0) * policy
             loss.backward()
             figures["policy_loss"] += float(policy.detach())
@@ -229,7 +242,7 @@ class PPOTrainer:
         return {**figures, "grad_norm": norm, "critic_grad_norm": critic_norm, "learning_rate": rate}
 
     def _demonstrate(self, count: int, step: int, update: int) -> float:
-        """Adds the gradient of ptx_coef x negative log-likelihood of some demonstrations (Ouyang et al. 2022, eq. 2)."""
+        """Adds ptx_coef times the gradient of demonstrations' NLL (Ouyang et al. 2022, eq. 2)."""
         order = permutation((self.seed, "ppo", step, "ptx", update), len(self.demonstrations))
         rows = [self.demonstrations[i] for i in order[:count]]
         total = sum(sum(row.trainable) for row in rows)
@@ -237,7 +250,9 @@ class PPOTrainer:
         for group in chunks(range(len(rows)), self.config.micro_batch_size):
             members = [rows[i] for i in group]
             batch = pad(
-                [row.input_ids for row in members], [row.trainable for row in members], int(self.tokenizer.pad_token_id)
+                [row.input_ids for row in members],
+                [row.trainable for row in members],
+                int(self.tokenizer.pad_token_id),
             ).to(self.device)
             with precision_context(self.precision, self.device):
                 logprobs, _ = token_logprobs(self.policy, batch.input_ids, batch.attention_mask, batch.wanted)
@@ -247,14 +262,16 @@ class PPOTrainer:
         return loss_sum
 
     def _evaluate(self, batch: Batch, *, grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs, entropies and values of a batch, (B, T) each; in micro-batches when no gradient is kept."""
+        """Log-probs, entropies, values of a batch, (B, T) each; in micro-batches when no gradient is kept."""
         if grad:
             return self._policy_and_values(batch)
         parts = [self._policy_and_values(part, with_entropy=True) for part in self._micro(batch)]
         logprobs, entropy, values = (torch.cat(column) for column in zip(*parts, strict=True))
         return logprobs, entropy, values
 
-    def _policy_and_values(self, batch: Batch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _policy_and_values(
+        self, batch: Batch, *, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = None
         with precision_context(self.precision, self.device):
             if self.shared:
@@ -264,7 +281,12 @@ class PPOTrainer:
         return logprobs, entropy, torch.where(batch.wanted, values, torch.zeros_like(values))
 
     def _logprobs(
-        self, model: PreTrainedModel, batch: Batch, *, hidden: Tensor | None = None, with_entropy: bool = False
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        *,
+        hidden: Tensor | None = None,
+        with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         with precision_context(self.precision, self.device):
             return token_logprobs(
@@ -287,7 +309,7 @@ class PPOTrainer:
 
     @torch.no_grad()
     def _select(self, step: int) -> dict[str, float]:
-        """Scores the policy on held-out prompts and keeps its weights if none within the KL budget was better."""
+        """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
         prompts = [row["prompt"] for row in self.held_out]
         rollouts = self.sampler.sample(prompts, (self.seed, "ppo", "select"))
@@ -304,7 +326,13 @@ class PPOTrainer:
         # Within the budget the higher score wins; while nothing is within it, the lower KL.
         rank = [1.0, score] if within else [0.0, -kl]
         if not self.best or rank > self.best["rank"]:
-            self.best = {"rank": rank, "step": step, "score": score, "kl": kl, "policy": trainable_state(self.policy)}
+            self.best = {
+                "rank": rank,
+                "step": step,
+                "score": score,
+                "kl": kl,
+                "policy": trainable_state(self.policy),
+            }
         return {"select/score": score, "select/kl": kl, "select/best_step": float(self.best["step"])}
 
     def chosen_figures(self) -> dict[str, float]:
@@ -350,5 +378,8 @@ def _rows(experience: Experience, rows: Sequence[int]) -> Experience:
     batch = experience.batch
     return Experience(
         Batch(pick(batch.input_ids), pick(batch.attention_mask), pick(batch.wanted)),
-        *(pick(x) for x in (experience.logprobs, experience.values, experience.advantages, experience.returns)),
+        *(
+            pick(x)
+            for x in (experience.logprobs, experience.values, experience.advantages, experience.returns)
+        ),
     )

@@ -83,7 +83,9 @@ def fit_reward_model(
 
 
 @torch.no_grad()
-def raw_scores(model: RewardModel, rows: Sequence[EncodedRanking], batch_size: int = 128) -> list[list[float]]:
+def raw_scores(
+    model: RewardModel, rows: Sequence[EncodedRanking], batch_size: int = 128
+) -> list[list[float]]:
     """Raw scores of every completion of every ranking."""
     flat = [ids for row in rows for ids in row.sequences]
     order = sorted(range(len(flat)), key=lambda i: (len(flat[i]), i))

@@ -22,7 +22,9 @@ from tasks.support.stage import Stage
 from tasks.support.training import prepare
 
 
-def fit(stage: Stage[Any], comparisons: Path, prompts: Path, policy: Path) -> tuple[RewardModel, dict[str, Any]]:
+def fit(
+    stage: Stage[Any], comparisons: Path, prompts: Path, policy: Path
+) -> tuple[RewardModel, dict[str, Any]]:
     """Fits a reward model as the stage's section says.
 
     Args:
@@ -38,7 +40,9 @@ def fit(stage: Stage[Any], comparisons: Path, prompts: Path, policy: Path) -> tu
     rows, held_rows = split_holdout(list(read_jsonl(comparisons)), config.holdout, "reward")
     (fitted, unused), (held, held_unused) = rankings(rows), rankings(held_rows)
     if not fitted:
-        raise DataError(f"{comparisons} orders no completions", "import comparisons: prefloop data import --help")
+        raise DataError(
+            f"{comparisons} orders no completions", "import comparisons: prefloop data import --help"
+        )
     trunk = f"models/{config.base}" if config.base in ("sft", "base") else config.base
     model = RewardModel.create(
         trunk,
@@ -50,7 +54,10 @@ def fit(stage: Stage[Any], comparisons: Path, prompts: Path, policy: Path) -> tu
     )
     model.model = attach(model.model, config.lora, seed=stage.seed, task="SEQ_CLS")
     encoded = encode_rankings(model, fitted, config.max_length)
-    stage.say(f"{len(fitted):,} prompts with comparisons, {len(held):,} held out, {unused + held_unused:,} without an order")
+    stage.say(
+        f"{len(fitted):,} prompts with comparisons, {len(held):,} held out, "
+        f"{unused + held_unused:,} without an order"
+    )
     fit_reward_model(
         model,
         encoded,
@@ -62,7 +69,12 @@ def fit(stage: Stage[Any], comparisons: Path, prompts: Path, policy: Path) -> tu
     )
     model.model = merge(model.model)
     model.eval()
-    figures = summarise(fitted, held, raw_scores(model, encode_rankings(model, held, config.max_length)), resamples=config.bootstrap)
+    figures = summarise(
+        fitted,
+        held,
+        raw_scores(model, encode_rankings(model, held, config.max_length)),
+        resamples=config.bootstrap,
+    )
     mean, std = _normalise(stage, model, prompts, policy, environment.device, environment.precision)
     return model, {
         "prompts": len(fitted),
@@ -79,7 +91,9 @@ def _normalise(
     rows = list(read_jsonl(prompts))
     chosen = permutation((stage.seed, stage.name, "normalise"), len(rows))[: stage.config.normalise_prompts]
     asked = [rows[i]["prompt"] for i in sorted(chosen)]
-    sampler = Sampler(*load_policy(policy, device=device), SamplingConfig(max_new_tokens=_answer_room(stage)), precision)
+    sampler = Sampler(
+        *load_policy(policy, device=device), SamplingConfig(max_new_tokens=_answer_room(stage)), precision
+    )
     rollouts = sampler.sample(asked, (stage.seed, stage.name, "normalise"))
     return normalise(model, asked, rollouts.texts)
 

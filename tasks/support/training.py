@@ -34,7 +34,9 @@ def prepare(stage: Stage[Any]) -> Workbench:
     environment = stage.compute
     apply(environment)
     return Workbench(
-        environment, Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds), compute.trust_remote_code
+        environment,
+        Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds),
+        compute.trust_remote_code,
     )
 
 
