@@ -197,8 +197,8 @@ def _sentence(what: str, value: float, side: str, limit: float, passed: bool) ->
 def _objection(best: str, value: float, measure: str, prompts: str, present: Standing) -> str:
     if present.prompts != prompts or present.measure != measure:
         return (
-            f"{best} stays challenger: the present champion, {present.name}, was measured on other prompts or "
-            "by another judge, so the two cannot be compared"
+            f"{best} stays challenger: the present champion, {present.name}, was measured on other prompts "
+            "or by another judge, so the two cannot be compared"
         )
     if present.score > value:
         return (

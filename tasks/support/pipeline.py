@@ -33,6 +33,8 @@ MAIN_FIGURES = (
 )
 """Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
 
+SCORES = ("gold", "win_rate_vs_sft")
+
 
 class Pipeline:
     """One pipeline run. Open it with `tracked_pipeline`.
@@ -124,13 +126,15 @@ def describe() -> dict[str, Any]:
     """What a pipeline run is made of and what came out: parameters, data hashes, environment, figures,
     stages."""
     environment = Path("runs/environment.json")
+    evaluation = read_json(EVALUATION) if EVALUATION.exists() else {}
     return {
         "params": _parameters(),
         "data": {
             path: digest for path, digest in sorted(locked_hashes().items()) if path.startswith("data/")
         },
         "environment": dict(read_json(environment)) if environment.exists() else {},
-        "figures": main_figures(read_json(EVALUATION)) if EVALUATION.exists() else {},
+        "figures": main_figures(evaluation),
+        "intervals": main_intervals(evaluation),
         "stages": {
             str(record["stage"]): {"run": record["run"], "key": record["key"], "pipeline": record["pipeline"]}
             for record in map(_readable, sorted(Path("runs").glob("*.json")))
@@ -148,6 +152,14 @@ def main_figures(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             name: flat[name] for name in MAIN_FIGURES if isinstance(flat.get(name), (int, float))
         }
     return found
+
+
+def main_intervals(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Policy -> figure -> [low, high], for the scores that policies are ranked by."""
+    return {
+        policy: {name: figures[name]["ci95"] for name in SCORES if (figures.get(name) or {}).get("ci95")}
+        for policy, figures in evaluation.get("policies", {}).items()
+    }
 
 
 def records_folder() -> Path:
