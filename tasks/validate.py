@@ -1,4 +1,4 @@
-"""Stage validate@KIND: holds one kind of rows to its expectations; what breaks them goes to data/quarantine/."""
+"""Stage validate@KIND: holds one kind of rows to its expectations; what breaks them is quarantined."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stage validate-leaks: proves that no prompt has two uses, and writes the page on all kinds.
 
-What trains depends on this stage's metrics file. It holds the proof alone, so that comparisons added later, which leave
-the proof as it is, re-run nothing that does not read them.
+What trains depends on this stage's metrics file. It holds the proof alone, so that comparisons added later,
+which leave the proof as it is, re-run nothing that does not read them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main() -> None:
         with stage.output_file("reports/validation.html") as page:
             page.write(render_page(kinds, leaks))
         stage.metrics({"shared_prompts": {f"{o.left}/{o.right}": o.prompts for o in leaks.exact}})
-        stage.say(", ".join(f"{prompts} prompts for {use}" for use, prompts in leaks.prompts.items()) + ": none shared")
+        counts = ", ".join(f"{prompts} prompts for {use}" for use, prompts in leaks.prompts.items())
+        stage.say(f"{counts}: {leaks.shared or 'none'} shared")
 
 
 if __name__ == "__main__":

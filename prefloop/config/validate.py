@@ -17,9 +17,10 @@ class Expectation:
     """One expectation as it is applied.
 
     Attributes:
-        severity: "error" stops the run and names the rows, "quarantine" moves them away with the reason, "warn"
-            reports them, "off" does not look.
-        threshold: the figure it is held to; its meaning is the expectation's own (see `DEFAULTS`), 0 where it has none.
+        severity: "error" stops the run and names the rows, "quarantine" moves them away with the reason,
+            "warn" reports them, "off" does not look.
+        threshold: the figure it is held to; its meaning is the expectation's own (see `DEFAULTS`), 0 where it
+            has none.
     """
 
     severity: Severity
@@ -62,7 +63,8 @@ DEFAULTS: Final[Mapping[str, Expectation]] = MappingProxyType(
         "no_duplicate": Expectation("quarantine"),
         # the same for pre-training text, in which repetition may be meant
         "no_duplicate_text": Expectation("warn"),
-        # Jaccard similarity to an earlier row, of prompts and of completions (sets of word triples), is below `threshold`
+        # Jaccard similarity to an earlier row, of prompts and of completions (sets of word triples), is below
+        # `threshold`
         "no_near_duplicate": Expectation("warn", 0.9),
         # nobody prefers A to B here and B to A there, for one prompt
         "consistent_preference": Expectation("quarantine"),
@@ -106,7 +108,8 @@ class ValidateConfig:
 
     Attributes:
         expectations: overrides by name; `DEFAULTS` lists the names and what each expects.
-        tokenizer: folder or hub id of the tokenizer that counts lengths; empty counts words and punctuation marks.
+        tokenizer: folder or hub id of the tokenizer that counts lengths; empty counts words and punctuation
+            marks.
         permutations: hash functions of a MinHash signature (count); more find near-duplicates more surely.
         examples: rows named in messages and on the page for each expectation (count).
     """
@@ -123,11 +126,13 @@ class ValidateConfig:
             if name not in DEFAULTS:
                 raise ValueError(f"unknown expectation {name}: {nearest(name, DEFAULTS)}")
             if override.severity == "quarantine" and name in TABLE_EXPECTATIONS:
-                raise ValueError(f"expectations.{name} is about no single row: its severity is error, warn or off")
+                raise ValueError(f"expectations.{name} is about no single row: set error, warn or off")
             if override.threshold is not None:
                 at_least(f"expectations.{name}.threshold", override.threshold, 0)
                 if name in _SHARES and override.threshold > 1:
-                    raise ValueError(f"expectations.{name}.threshold is a share, at most 1: {override.threshold}")
+                    raise ValueError(
+                        f"expectations.{name}.threshold is a share, at most 1: {override.threshold}"
+                    )
 
     def expectation(self, name: str) -> Expectation:
         """The expectation `name` with its overrides applied. Raises KeyError for a name that does not exist."""

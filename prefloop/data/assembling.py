@@ -30,15 +30,16 @@ def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> d
         folder: data/raw.
 
     Returns:
-        {"rows": {kind: n}, "sources": {name: {kind: {fate: n}}}, "derived": {kind: n}, "left_out": {kind: n}}; the fates
-        of a kind add up to `in`: used, judge, held_out_rl, held_out_evaluation, invalid, unpaired.
+        {"rows": {kind: n}, "sources": {name: {kind: {fate: n}}}, "derived": {kind: n}, "left_out": {kind:
+        n}}; the fates of a kind add up to `in`: used, judge, held_out_rl, held_out_evaluation, invalid,
+        unpaired.
 
     Raises:
         DataError: no source has rows, or rows went missing on the way (a defect).
     """
     if not sources:
         raise DataError(
-            "data/sources/ holds no imported version", "import files first: prefloop data import FORMAT FILE..."
+            "data/sources/ holds no imported version", "import files: prefloop data import FORMAT FILE..."
         )
     folder.mkdir(parents=True, exist_ok=True)
     plan = make_plan(sources, config)
@@ -62,9 +63,7 @@ def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> d
 class _Assembly:
     """Sends each row where it belongs, and counts."""
 
-    def __init__(
-        self, plan: Plan, chosen: Mapping[str, Selection], derived: Mapping[str, Selection]
-    ) -> None:
+    def __init__(self, plan: Plan, chosen: Mapping[str, Selection], derived: Mapping[str, Selection]) -> None:
         self.plan, self.chosen, self.derived = plan, chosen, derived
         self.counts: dict[str, dict[str, Counter[str]]] = {}
         self._seen: dict[str, set[int]] = {kind: set() for kind in HELD_OUT}
@@ -97,7 +96,7 @@ class _Assembly:
             self.chosen["text"].add(row, key_of(str(row.get("text"))))
             return "invalid" if "invalid" in row else "used"
         if kind not in KINDS:
-            raise DataError(f"{source.name} holds {kind}.jsonl, which is no kind of row", f"use {', '.join(KINDS)}")
+            raise DataError(f"{source.name}: {kind}.jsonl is no kind of row", f"use {', '.join(KINDS)}")
         prompt = prompt_of(row)
         if prompt is None:
             self.chosen[kind].add(row, 0)

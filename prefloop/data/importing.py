@@ -1,4 +1,4 @@
-"""Bringing files into a workspace: each import is one version, a folder under data/sources/, never changed again."""
+"""Bringing files into a workspace: each import is a version, a folder of data/sources/ that never changes."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def import_files(
         invalid, empty = counts.pop("invalid", 0), counts.pop("empty", 0)
         if not counts:
             raise DataError(
-                f"{', '.join(map(str, paths))}: not one of {invalid + empty} records could be read as {format}"
+                f"{', '.join(map(str, paths))}: none of {invalid + empty} records could be read as {format}"
                 + _first_reason(folder),
                 "is it another format? `prefloop data formats` lists them",
             )
@@ -149,7 +149,8 @@ def import_files(
 
 
 def import_text(patterns: Sequence[str], root: Path | str = ".") -> list[Version]:
-    """Imports the files that each pattern matches as pre-training text, one version a pattern; no match, no version.
+    """Imports the files that each pattern matches as pre-training text, one version a pattern; no match, no
+    version.
 
     Args:
         patterns: as in `ingest.text`, relative to the workspace.
@@ -197,7 +198,7 @@ def _contents(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names under which rows say where they come from: file names, with folders where those are equal."""
+    """Short names by which rows say where they come from: file names, with folders where those are equal."""
     repeated = {name for name, count in Counter(path.name for path in paths).items() if count > 1}
     return [f"{p.resolve().parent.name}/{p.name}" if p.name in repeated else p.name for p in paths]
 

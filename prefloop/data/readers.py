@@ -1,4 +1,5 @@
-"""Records out of files: JSON Lines, JSON arrays, CSV, Parquet and plain text, compressed or not, in bounded memory.
+"""Records out of files: JSON Lines, JSON arrays, CSV, Parquet and plain text, compressed or not, in bounded
+memory.
 
 What cannot be read is yielded as a `Broken` record with its line, never skipped.
 """

@@ -6,12 +6,13 @@ Every kind is JSON Lines. `prompt` and completions are strings or lists of `{"ro
 | --- | --- |
 | text | `text` |
 | demonstrations | `prompt`, `completion` |
-| preferences, judge | `prompt`, `chosen`, `rejected`; or `prompt`, `completions`, `ranks` (0 is best, equal is a tie) |
+| preferences, judge | `prompt`, `chosen`, `rejected`; or `prompt`, `completions`, `ranks` |
 | unpaired | `prompt`, `completion`, `label` |
 | prompts, evaluation | `prompt` |
 
-Optional everywhere: `id`, `rater`, `source`, `line`, `round`, `policy`, `margin`, `probability`, `both_bad`, `skipped`,
-`meta`. A row `{"invalid": reason, "raw": ..., "source", "line"}` stands for one that an importer could not read.
+Rank 0 is best, equal ranks are ties. Optional everywhere: `id`, `rater`, `source`, `line`, `round`, `policy`,
+`margin`, `probability`, `both_bad`, `skipped`, `meta`. A row `{"invalid": reason, "raw": ..., "source", "line"}`
+stands for one that an importer could not read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Example:
 
     Attributes:
         prompt: messages before the answer; empty for text.
-        completions: one list of messages a completion, in the row's order; empty for prompts; for text, the text.
+        completions: one list of messages a completion, in the row's order; empty for prompts; for text, the
+            text.
         ranks: rank of each completion, 0 is best; empty where nothing is compared.
     """
 
@@ -166,12 +168,13 @@ def point_of(text: str) -> float:
 def split_of(messages: Messages, *, fit: float, rl: float, judge: float = 0.0) -> str:
     """The one use, "fit", "judge", "rl" or "evaluation", that a prompt belongs to.
 
-    A hash of the conversation's opening decides, so that appended rows move nobody, and a longer transcript of the same
-    conversation never lands in another split. (Equal prompts have equal openings.)
+    A hash of the conversation's opening decides, so that appended rows move nobody, and a longer transcript
+    of the same conversation never lands in another split. (Equal prompts have equal openings.)
 
     Args:
         messages: the prompt.
-        fit, rl: shares of prompts for fitting (judge included) and for reinforcement learning; evaluation has the rest.
+        fit, rl: shares of prompts for fitting (judge included) and for reinforcement learning; evaluation has
+            the rest.
         judge: share of the fitting prompts that only the independent judge is fitted on.
     """
     text = opening(messages)

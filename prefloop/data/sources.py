@@ -102,9 +102,7 @@ def _hub_records(config: HubConfig) -> Iterator[Record]:
         for number, value in enumerate(islice(rows, config.rows or None), start=1):
             yield Record(number, value)
     except ImportError as error:
-        raise DataError(
-            "reading from the hub needs the package datasets", "pip install datasets"
-        ) from error
+        raise DataError("reading from the hub needs the package datasets", "pip install datasets") from error
     except Exception as error:
         raise DataError(
             f"data set {config.name} ({config.split}) could not be read from the hub: {error}",

@@ -40,7 +40,8 @@ class Plan:
     Attributes:
         derivers: positions of the sources whose comparisons also give what `derived` names.
         derived: kinds without a source of their own.
-        claims: for each explicitly named prompt (by key), the position of the source and the use that had it first.
+        claims: for each explicitly named prompt (by key), the position of the source and the use that had it
+            first.
     """
 
     config: IngestConfig
@@ -70,7 +71,8 @@ class Plan:
 def make_plan(sources: Sequence[Source], config: IngestConfig) -> Plan:
     """Decides what is derived from what, and who had a prompt first.
 
-    Only what stands before, or in, the first source with something to fit on decides what is derived: sources added
+    Only what stands before, or in, the first source with something to fit on decides what is derived: sources
+        added
     later change neither that nor anybody's split.
     """
     fitting = [i for i, source in enumerate(sources) if any(kind in source.kinds for kind in FITTING)]
@@ -104,7 +106,8 @@ def _hashed(prompt: Messages, config: IngestConfig, derived: frozenset[str]) -> 
 def _claims(
     sources: Sequence[Source], config: IngestConfig, derived: frozenset[str]
 ) -> dict[int, tuple[int, int, str]]:
-    """Who had each explicitly named prompt first: earlier sources, and within one evaluation before RL before fitting.
+    """Who had each explicitly named prompt first: earlier sources, and within one evaluation before RL before
+    fitting.
 
     Memory grows with the explicitly named prompts alone.
     """

@@ -13,8 +13,8 @@ Turns = str | Messages
 def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
     """Splits two transcripts into the turns they share, and the rest of each.
 
-    Each rest holds at least one turn. Two transcripts that part before their last turn leave rests of several turns,
-    which validation finds.
+    Each rest holds at least one turn. Two transcripts that part before their last turn leave rests of several
+    turns, which validation finds.
 
     Raises:
         ValueError: they share no turn, so there is no prompt.

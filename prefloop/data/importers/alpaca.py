@@ -23,7 +23,7 @@ _USED: Final = (
 
 
 def convert(record: Any, options: Mapping[str, str]) -> Iterator[tuple[str, Row]]:
-    """Yields a preference if the record has `chosen`, else a demonstration; the input follows the instruction."""
+    """Yields a preference if the record has `chosen`, else a demonstration; the input comes last."""
     prompt = compact(_prompt(record), "user")
     if "chosen" in record or "rejected" in record:
         kind = "preferences"

@@ -1,4 +1,4 @@
-"""Yes/no questions with the answer that matches a behaviour (model-written evaluations); they become prompts."""
+"""Yes/no questions with the answer that matches a behaviour (model-written evaluations), as prompts."""
 
 from __future__ import annotations
 

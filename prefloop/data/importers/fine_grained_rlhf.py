@@ -1,8 +1,8 @@
 """Questions with four predictions and six pairwise judgments (Fine-Grained RLHF, QA feedback).
 
-Judgments come as 1-2, 1-3, 1-4, 2-3, 2-4, 3-4: 1 prefers the first, 2 the second, 0 neither. Judgments that fit one
-ranking give one ranked row; contradicting ones give six rows of two. The passages that raters saw follow the question,
-unless option passages=no.
+Judgments come as 1-2, 1-3, 1-4, 2-3, 2-4, 3-4: 1 prefers the first, 2 the second, 0 neither. Judgments that
+fit one ranking give one ranked row; contradicting ones give six rows of two. The passages that raters saw
+follow the question, unless option passages=no.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def convert(record: Any, options: Mapping[str, str]) -> Iterator[tuple[str, Row]
 
 
 def _ranking(judgments: list[int]) -> list[int] | None:
-    """The ranking (ties allowed) that gives these judgments, if there is one: it is that of wins minus losses."""
+    """The ranking (ties allowed) that gives these judgments, if any: it is that of wins minus losses."""
     balance = [0.0] * _PREDICTIONS
     for (i, j), judgment in zip(_PAIRS, judgments, strict=True):
         sign = {0: 0, 1: 1, 2: -1}[judgment]

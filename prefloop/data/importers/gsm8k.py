@@ -1,4 +1,5 @@
-"""Questions with worked answers, `{"question", "answer"}`; what follows `####` is kept as `meta.answer` (GSM8K)."""
+"""Questions with worked answers, `{"question", "answer"}`; what follows `####` is kept as `meta.answer`
+(GSM8K)."""
 
 from __future__ import annotations
 

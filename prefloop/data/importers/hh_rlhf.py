@@ -1,4 +1,5 @@
-"""Pairs of whole transcripts, `{"chosen", "rejected"}`, with turns opened by "Human:" and "Assistant:" (hh-rlhf)."""
+"""Pairs of whole transcripts, `{"chosen", "rejected"}`, with turns opened by "Human:" and "Assistant:"
+(hh-rlhf)."""
 
 from __future__ import annotations
 

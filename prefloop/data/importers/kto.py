@@ -1,4 +1,4 @@
-"""Single answers with a thumb up or down: `messages` or `prompt` and `completion`, with a true or false `label`."""
+"""Single answers with a thumb up or down: `messages` or `prompt` and `completion`, with a `label`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prefloop's own rows; the kind follows from their keys, or from option kind=NAME (evaluation prompts, for instance)."""
+"""prefloop's own rows; the kind follows from their keys, or from option kind=NAME (evaluation, say)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Message trees with ranked replies (OpenAssistant): one comparison a message that has two ranked replies or more.
+"""Message trees with ranked replies (OpenAssistant): one comparison a message that has two ranked replies or
+more.
 
 `rank` 0 is best. Replies that are deleted or not ranked are not compared; `meta.unranked` counts them.
 """

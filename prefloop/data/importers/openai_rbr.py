@@ -1,4 +1,5 @@
-"""Conversations with the wanted type of response and propositions about a completion (Rule-Based Rewards, gold set).
+"""Conversations with the wanted type of response and propositions about a completion (Rule-Based Rewards,
+gold set).
 
 They become prompts; the wanted response type, the completion and its propositions are kept in `meta`.
 """

@@ -1,4 +1,5 @@
-"""ShareGPT conversations, `{"conversations": [{"from", "value"}]}`, with `chosen` and `rejected` replies or without."""
+"""ShareGPT conversations, `{"conversations": [{"from", "value"}]}`, with `chosen` and `rejected` replies or
+without."""
 
 from __future__ import annotations
 
@@ -44,6 +45,6 @@ def _reply(record: Any, name: str) -> Messages:
 
 
 def _message(turn: Any) -> dict[str, str]:
-    """Roles that are no chat roles (tools, for instance) keep their name; validation will not let them pass."""
+    """Roles that are no chat roles (tools, say) keep their name; validation will not let them pass."""
     role = required_text(turn, "from")
     return {"role": _ROLES.get(role, role), "content": required_text(turn, "value")}

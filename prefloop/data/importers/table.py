@@ -1,7 +1,9 @@
 """CSV or Parquet tables with named columns.
 
-Options map what prefloop needs to a column: prompt, chosen, rejected; or a, b and winner (whose cells say a, b or tie,
-the column's name, or 0, 1); or completion, label, text; and rater, id. Left out, a column has the name of its use.
+Options map what prefloop needs to a column: prompt, chosen, rejected; or a, b and winner (whose cells say a,
+    b or tie,
+the column's name, or 0, 1); or completion, label, text; and rater, id. Left out, a column has the name of its
+use.
 """
 
 from __future__ import annotations

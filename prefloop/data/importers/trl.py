@@ -1,13 +1,14 @@
 """What TRL and most preference sets on the hub hold: prompt, chosen and rejected, as text or messages.
 
-The prompt may be implicit (the beginning that chosen and rejected share), or said twice (in `prompt` and again at the
-beginning of both). Rows with prompt and completion, messages, or a prompt alone are read too; with a label they are unpaired.
+The prompt may be implicit (the beginning that chosen and rejected share), or said twice (in `prompt` and
+again at the beginning of both). Rows with prompt and completion, messages, or a prompt alone are read too;
+with a label they are unpaired.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import Any, Final
 
 from prefloop.data.records import Messages, Row, parse_messages
@@ -41,7 +42,7 @@ def convert(record: Any, options: Mapping[str, str]) -> Iterator[tuple[str, Row]
         kind, row = "prompts", {"prompt": record["prompt"]}
     else:
         raise ValueError(
-            f"chosen and rejected, completion, messages or prompt are missing; it has {', '.join(map(str, record))}"
+            f"there is no chosen, completion, messages or prompt; it has {', '.join(map(str, record))}"
         )
     if kind == "demonstrations" and "label" in record:
         kind, row["label"] = "unpaired", record["label"]
@@ -73,7 +74,8 @@ def _without(prompt: Messages, completion: Messages) -> Messages:
 
 def _implicit_text(chosen: str, rejected: str) -> Row:
     """Two texts share their beginning, cut back to where a word ends."""
-    shared = os.path.commonprefix([chosen, rejected])
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    shared = chosen[:length]
     if len(shared) < min(len(chosen), len(rejected)) or not shared[-1:].isspace():
         cut = max(shared.rfind(space) for space in " \n\t")
         shared = shared[: cut + 1]

@@ -1,7 +1,7 @@
 """Lists of scored completions, ranked by score (UltraFeedback; `{"prompt", "responses", "scores"}` too).
 
-Option `score` names the completion's field that ranks it (default: overall_score, then fine-grained_score, then score).
-Equal scores tie.
+Option `score` names the completion's field that ranks it (default: overall_score, then fine-grained_score,
+then score). Equal scores tie.
 """
 
 from __future__ import annotations

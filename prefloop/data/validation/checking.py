@@ -1,4 +1,4 @@
-"""Validating one kind: every row is measured, judged, and passed on or put into quarantine with its reasons."""
+"""Validating one kind: each row is measured, judged, and passed on or quarantined with its reasons."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ class KindReport:
         kind: which.
         rows_in, validated, quarantined: counts; the first is the sum of the others.
         reasons: quarantined rows by expectation; a row may have several.
-        figures: what describes the kind: lengths in tokens, ties, skipped rows, preference for length, agreement.
+        figures: what describes the kind: lengths in tokens, ties, skipped rows, preference for length,
+            agreement.
         sources: rows by the file or import that they came from.
         findings: one an expectation.
     """
@@ -106,8 +107,8 @@ def check_kind(
         scratch: folder for temporary files.
 
     Raises:
-        DataError: an expectation of severity `error` is broken (the rows are named), or rows went missing (a defect).
-            Neither file is written then.
+        DataError: an expectation of severity `error` is broken (the rows are named), or rows went missing (a
+            defect). Neither file is written then.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = {name: config.expectation(name) for name in APPLICABLE[kind]}
@@ -329,7 +330,7 @@ def _stop_on_errors(kind: str, findings: list[Finding], rows: int) -> None:
     names = ", ".join(finding.name for finding in broken)
     raise DataError(
         f"{kind}: " + "\n  ".join(messages),
-        f"mend the data at its source and import it again, or change validate.expectations ({names}) in params.yaml",
+        f"mend the data and import it again, or change validate.expectations ({names}) in params.yaml",
     )
 
 

@@ -153,7 +153,7 @@ def _tokens(example: Example, count_tokens: CountTokens) -> int:
 
 
 def content_key(kind: str, row: Row, example: Example) -> int:
-    """A key of what a row says: equal for rows that differ in case, white space, order of completions or origin."""
+    """A key of what a row says; case, white space, the order of completions and origin do not count."""
     parts = [normalise(plain(example.prompt))] if example.prompt else []
     texts = [normalise(plain(completion)) for completion in example.completions]
     if example.ranks:

@@ -83,7 +83,8 @@ def find_leaks(folder: Path, config: ValidateConfig, scratch: Path) -> LeakRepor
         scratch: folder for temporary files.
 
     Raises:
-        DataError: prompts are shared and `no_leak` has severity error, or nearly shared and `no_near_leak` has.
+        DataError: prompts are shared and `no_leak` has severity error, or nearly shared and `no_near_leak`
+            has.
     """
     kinds = [kind for kinds in USES.values() for kind in kinds]
     with ExitStack() as stack:
@@ -145,7 +146,7 @@ def _exact(left: str, right: str, a: _Side, b: _Side, named: _Namer) -> Overlap:
 
 
 def _near(sides: Mapping[str, _Side], named: _Namer, config: ValidateConfig, scratch: Path) -> list[Overlap]:
-    """Candidates across uses, each prompt against the first and the previous one of its band, checked exactly."""
+    """Candidates across uses, each against the first and the previous prompt of its band, checked exactly."""
     threshold = config.expectation("no_near_leak").threshold
     uses = list(sides)
     use_of = np.repeat(np.arange(len(uses)), [len(side.keys) for side in sides.values()])

@@ -1,11 +1,12 @@
 """Near-duplicates: MinHash signatures (datasketch), locality-sensitive bands on disk, then an exact check.
 
-Two texts are compared as sets of word triples. Signatures are cut into bands; rows that share a band are candidates.
-Each row is held against the first and the previous one of its band only, so that the work grows with the rows and not
-with their pairs, however alike they are.
+Two texts are compared as sets of word triples. Signatures are cut into bands; rows that share a band are
+candidates. Each row is held against the first and the previous one of its band only, so that the work grows
+with the rows and not with their pairs, however alike they are.
 
-Templates: two texts of equally many words that differ in one or two of them are instances of a template ("What colour
-is the lamp?", "What colour is the oven?"), not duplicates, unless the differing words are two spellings of one.
+Templates: two texts of equally many words that differ in one or two of them are instances of a template ("What
+colour is the lamp?", "What colour is the oven?"), not duplicates, unless the differing words are two spellings of
+one word.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def near_duplicates(left: Sequence[Words], right: Sequence[Words], threshold: fl
 
 
 def band_rows(permutations: int, threshold: float) -> int:
-    """Widest band (rows of the signature) that still finds a pair at the threshold with a probability of 0.99.
+    """Widest band, in rows of the signature, that finds a pair at the threshold with probability 0.99.
 
     A pair of similarity s shares one of b bands of r rows with probability 1 - (1 - s^r)^b.
     """
@@ -119,10 +120,11 @@ class Bands:
     def candidates(
         self, allowed: Callable[[Int, Int], npt.NDArray[np.bool_]] | None = None
     ) -> list[tuple[int, int]]:
-        """Pairs (later, earlier) that share a band, ordered; at most eight a later row, those sharing most bands.
+        """Pairs (later, earlier) that share a band; at most eight a later row, those that share most bands.
 
         Args:
-            allowed: which of some pairs (arrays of later and earlier positions) are of interest; None means all.
+            allowed: which of some pairs (arrays of later and earlier positions) are of interest; None means
+                all.
         """
         self._flush()
         if self._rows < 2:

@@ -1,4 +1,4 @@
-"""The page on validation: every kind, every expectation, what was quarantined and why. One file, nothing fetched."""
+"""The page on validation: every kind and expectation, what was quarantined and why. Nothing is fetched."""
 
 from __future__ import annotations
 

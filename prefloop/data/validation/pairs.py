@@ -17,8 +17,8 @@ Int = npt.NDArray[np.int64]
 class PairLog:
     """Judged pairs, in columns of 25 bytes a pair.
 
-    A pair's key is the same whichever of its two completions comes first; its value is -1 or +1 for the one preferred
-    (in the order of the texts), 0 for a tie.
+    A pair's key is the same whichever of its two completions comes first; its value is -1 or +1 for the one
+    preferred (in the order of the texts), 0 for a tie.
     """
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class PairLog:
 
     @property
     def longer_share(self) -> float | None:
-        """Share of pairs of unequal length in which the longer completion is preferred; None without such pairs."""
+        """Share of pairs of unequal length whose longer completion is preferred; None without such pairs."""
         return self.longer / self.unequal if self.unequal else None
 
     def contradictions(self, rows: int) -> Int:
-        """For each of `rows` rows, one that prefers the opposite for the same pair by the same rater; -1 for none."""
+        """For each of `rows` rows, one by the same rater that prefers the opposite; -1 for none."""
         opposite = np.full(rows, -1, np.int64)
         keys, values, raters, positions = self._columns()
         order = np.lexsort((positions, raters, keys))
@@ -75,7 +75,7 @@ class PairLog:
         return opposite
 
     def agreement(self) -> tuple[float | None, int]:
-        """Krippendorff's alpha (nominal) over pairs that several named raters judged, and how many such pairs."""
+        """Krippendorff's alpha (nominal) over pairs that several named raters judged, and their number."""
         keys, values, raters, _ = self._columns()
         named = raters != 0
         if not named.any():

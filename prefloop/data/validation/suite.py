@@ -51,7 +51,7 @@ def judge_rows(
 def judge_figures(
     figures: Mapping[str, float | None], expectations: Mapping[str, Expectation]
 ) -> dict[str, bool]:
-    """Whether each expectation about a whole kind is met; a figure that could not be taken (None) meets it."""
+    """Whether each expectation about a whole kind is met; a figure that is None (not taken) meets it."""
     names = [name for name in _FIGURES if name in expectations]
     if not names:
         return {}
@@ -61,7 +61,7 @@ def judge_figures(
 
 
 class _Validator:
-    """Great Expectations with a suite of its own, on tables in memory, without files, telemetry or progress bars."""
+    """Great Expectations with its own suite, on tables in memory: no files, telemetry or progress bars."""
 
     def __init__(self, expectations: Sequence[Any]) -> None:
         import great_expectations as gx

@@ -57,7 +57,7 @@ def read_column(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def read_pieces(path: Path, extra: Mapping[str, npt.NDArray[np.int64]]) -> Iterator[pd.DataFrame]:
-    """Yields the table by pieces, with a column `row` (position) and the columns of `extra`, where -1 becomes null."""
+    """Yields the table by pieces, with positions as `row` and the columns of `extra`, -1 made null."""
     start = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=PIECE, columns=list(COLUMNS.values())):
