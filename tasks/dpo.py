@@ -13,7 +13,7 @@ from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
 from prefloop.training.dpo import encode_comparisons, fit_dpo, held_out_figures, reference_logprobs
 from tasks.support.stage import Stage
-from tasks.support.training import card, prepare
+from tasks.support.training import card, prepare, within_context
 
 COMPARISONS = Path("data/validated/preferences.jsonl")
 
@@ -27,6 +27,7 @@ def main() -> None:
         model, tokenizer = load_policy(
             "models/sft", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
         )
+        config = within_context(config, model)
         rows, held_rows = split_holdout(list(read_jsonl(COMPARISONS)), config.holdout, "dpo")
         (fitted, unused), (held, _) = rankings(rows), rankings(held_rows)
         comparisons, cut = encode_comparisons(fitted, tokenizer, config)

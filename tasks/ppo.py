@@ -16,7 +16,7 @@ from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
 from prefloop.training.language_model import encode_demonstrations
 from prefloop.training.ppo import PPOTrainer
 from tasks.support.stage import Stage
-from tasks.support.training import card, prepare
+from tasks.support.training import card, prepare, within_context
 
 PROMPTS = Path("data/validated/prompts.jsonl")
 DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
@@ -29,7 +29,10 @@ def main() -> None:
         device, precision = bench.environment.device, bench.environment.precision
         stage.dataset("prompts", PROMPTS)
         model, tokenizer = load_policy("models/sft", device=device, trust_remote_code=bench.trust_remote_code)
-        reward_model = RewardModel.load("models/reward", device=device, precision=precision)
+        config = within_context(config, model)
+        reward_model = RewardModel.load(
+            "models/reward", device=device, precision=precision, trust_remote_code=bench.trust_remote_code
+        )
         critic = make_critic(config, model, reward_model, tokenizer).to(device)
         policy = attach(model, config.lora, seed=stage.seed)
         demonstrations: list[Encoded] = []

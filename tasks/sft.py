@@ -12,7 +12,7 @@ from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
 from prefloop.training.language_model import encode_demonstrations, finetune, mean_loss
 from tasks.support.stage import Stage
-from tasks.support.training import card, prepare
+from tasks.support.training import card, prepare, within_context
 
 DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
 
@@ -26,6 +26,7 @@ def main() -> None:
         model, tokenizer = load_policy(
             "models/base", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
         )
+        config = within_context(config, model)
         rows, held = split_holdout(list(read_jsonl(DEMONSTRATIONS)), config.holdout, "sft")
         every_turn = config.train_on == "assistant"
         encoded, cut = encode_demonstrations(rows, tokenizer, config.max_length, every_turn=every_turn)

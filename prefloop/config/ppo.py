@@ -82,6 +82,12 @@ class PPOConfig(TrainingConfig):
         at_least("steps", self.steps, 1)
         at_least("sampling.temperature", self.sampling.temperature, 0, strict=True)
         if self.sampling.top_p < 1:
-            raise ValueError("sampling.top_p must be 1: log-probs of a truncated distribution are not the policy's")
+            raise ValueError(
+                "sampling.top_p must be 1: log-probs of a truncated distribution are not the policy's"
+            )
+        if self.lora.dropout:
+            raise ValueError(
+                "lora.dropout must be 0: log-probs of the same tokens must agree between sampling and training"
+            )
         if self.batch_size % self.minibatches:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of minibatches {self.minibatches}")

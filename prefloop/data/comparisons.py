@@ -18,7 +18,7 @@ class Ranking:
         prompt, completions: strings or messages.
         ranks: 0 is best, equal ranks are ties.
         margin: by how much the better one is better, where a rater said so.
-        probability: share of raters for the first of a pair, where labels are soft; 1 otherwise.
+        probability: share of raters for the better of a pair (at least 1/2), where labels are soft; else 1.
         rater, source, subset: where it came from, for accuracy by part.
     """
 
@@ -45,14 +45,18 @@ def as_ranking(row: dict[str, Any]) -> Ranking | None:
         completions, ranks = list(row["completions"]), [int(rank) for rank in row["ranks"]]
     else:
         completions, ranks = [row["chosen"], row["rejected"]], [0, 1]
-    probability = row.get("probability")
+    soft = row.get("probability")
+    probability = 1.0 if soft is None or len(completions) > 2 else float(soft)
+    if probability < 0.5:
+        # Most raters prefer the one that the row calls worse.
+        probability, ranks = 1.0 - probability, [max(ranks) - rank for rank in ranks]
     meta = row.get("meta") or {}
     return Ranking(
         prompt=row["prompt"],
         completions=completions,
         ranks=ranks,
         margin=float(row.get("margin") or 0.0),
-        probability=1.0 if probability is None or len(completions) > 2 else float(probability),
+        probability=probability,
         rater=str(row.get("rater") or ""),
         source=str(row.get("source") or ""),
         subset=str(meta.get("kind") or meta.get("subset") or row.get("source") or ""),

@@ -27,10 +27,12 @@ ROLE_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 # For tokenizers without a template of their own: plain words, and the tokenizer's end token after an answer.
+# A line break opens each turn, since a space there would merge with the first word: training would then see
+# tokens at the border that sampling, which stops before that word, never gives.
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 
 
@@ -72,13 +74,13 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens at which a completion ends: the tokenizer's EOS, and the special token that the template puts
     after an assistant's turn when that is another one (`<|im_end|>`, `<|eot_id|>`)."""
     stops = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    opened = render(tokenizer, probe[:1], generation_prompt=True)
-    tail = render(tokenizer, probe)[len(opened) + 1 :]
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    # What follows the content, wherever the template puts it: some open an answer with words of their own.
+    tail = render(tokenizer, probe).rpartition("answer")[2]
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"][:1]:
-        if token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder:
-            if token not in stops:
-                stops.append(int(token))
+        special = token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder
+        if special and token not in stops:
+            stops.append(int(token))
     if not stops:
         raise ModelError("the tokenizer has no end token and its template writes none after an answer")
     return stops
@@ -109,6 +111,9 @@ class ChatEncoder:
     Args:
         tokenizer: a fast tokenizer (offsets are needed).
         max_length: longest prompt plus completion (tokens).
+
+    Attributes:
+        cut: how many prompts or conversations so far were longer than that.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -125,13 +130,14 @@ class ChatEncoder:
         """Tokens of a prompt that leave `room` for an answer (tokens); a longer one loses its beginning."""
         text = render(self.tokenizer, as_messages(prompt), generation_prompt=True)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._fit_prompt(ids, room)
+        kept = self._end_of(ids, room)
+        self.cut += len(kept) < len(ids)
+        return kept
 
     def completions(
         self, prompt: str | Sequence[Message], completions: Sequence[str | Sequence[Message]]
     ) -> list[Encoded]:
-        """Encodes several completions of one prompt, cut alike: all see the same prompt, at most equally
-        long.
+        """Encodes several completions of one prompt, cut alike: all see the same prompt and have equal room.
 
         Raises:
             TrainingError: a completion has no token.
@@ -140,15 +146,13 @@ class ChatEncoder:
             self._spans(as_messages(prompt), as_messages(c, "assistant"), last_only=True) for c in completions
         ]
         longest = max(len(ids) - start for ids, start, _ in pairs)
-        limit = max(self.max_length - 8, self.max_length // 2)
-        room = min(longest, limit)
-        if longest > limit:
-            self.cut += 1
+        room = min(longest, self._answer_limit)
         encoded = []
         for ids, start, _ in pairs:
             answer = ids[start:][:room]
-            kept = self._fit_prompt(ids[:start], room)
+            kept = self._end_of(ids[:start], room)
             encoded.append(Encoded(kept, answer, [False] * len(kept) + [True] * len(answer)))
+        self.cut += any(len(e.input_ids) < len(ids) for e, (ids, _, _) in zip(encoded, pairs, strict=True))
         return encoded
 
     def conversation(
@@ -159,19 +163,19 @@ class ChatEncoder:
             as_messages(prompt), as_messages(completion, "assistant"), last_only=not every_turn
         )
         trainable = [any(low <= i < high for low, high in spans) for i in range(len(ids))]
-        answer = ids[start:][: max(self.max_length - 8, self.max_length // 2)]
-        kept = self._fit_prompt(ids[:start], len(answer))
-        if len(answer) < len(ids) - start:
-            self.cut += 1
+        answer = ids[start:][: self._answer_limit]
+        kept = self._end_of(ids[:start], len(answer))
+        self.cut += len(kept) + len(answer) < len(ids)
         mask = trainable[start - len(kept) : start] + trainable[start : start + len(answer)]
         return Encoded(kept, answer, mask)
 
-    def _fit_prompt(self, ids: list[int], room: int) -> list[int]:
-        keep = max(self.max_length - room, 1)
-        if len(ids) > keep:
-            self.cut += 1
-            return ids[-keep:]
-        return ids
+    @property
+    def _answer_limit(self) -> int:
+        """Longest answer (tokens): some of the prompt stays before it."""
+        return max(self.max_length - 8, self.max_length // 2)
+
+    def _end_of(self, ids: list[int], room: int) -> list[int]:
+        return ids[-max(self.max_length - room, 1) :]
 
     def _spans(
         self, prompt: Messages, completion: Messages, *, last_only: bool
@@ -193,10 +197,18 @@ class ChatEncoder:
                     "use a template that only appends",
                 )
             low = next((i for i, (_, end) in enumerate(offsets) if end > len(opened)), len(ids))
-            high = next((i + 1 for i in range(low, len(ids)) if ids[i] in self.stops), None)
-            if high is None:
-                # The template ends an answer with no stop token (or the tokenizer merged it): add one.
-                ids, offsets, high = [*ids, self.stops[0]], [*offsets, (len(text), len(text))], len(ids) + 1
+            # The turn's own end token, never a later turn's.
+            closed = render(self.tokenizer, messages[: turn + 1])
+            border = len(closed) if text.startswith(closed) else len(text)
+            limit = next((i for i, (begin, _) in enumerate(offsets) if begin >= border), len(ids))
+            high = next((i + 1 for i in range(low, limit) if ids[i] in self.stops), limit)
+            if turn == turns[-1] and (high == low or ids[high - 1] not in self.stops):
+                # The template ends the answer with no stop token (or the tokenizer merged it): add one.
+                ids, offsets, high = (
+                    [*ids[:high], self.stops[0]],
+                    [*offsets[:high], (border, border)],
+                    high + 1,
+                )
             spans.append((low, high))
         start, end = spans[-1]
         if end <= start:

@@ -59,7 +59,9 @@ def calibration_error(rankings: Sequence[Ranking], scores: Scores, bins: int = 1
         for better, worse in ranking.pairs:
             gap = own[better] - own[worse]
             confidence = 1 / (1 + math.exp(-min(abs(gap), 50.0)))
-            found[min(int((confidence - 0.5) * 2 * bins), bins - 1)].append((confidence, float(gap > 0)))
+            found[min(int((confidence - 0.5) * 2 * bins), bins - 1)].append(
+                (confidence, 0.5 if gap == 0 else float(gap > 0))
+            )
     total = sum(map(len, found))
     return sum(abs(sum(c for c, _ in b) - sum(a for _, a in b)) for b in found) / max(total, 1)
 

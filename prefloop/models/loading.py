@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,6 +18,9 @@ from transformers import (
 
 from prefloop.data.templates import PAD, ensure_chat_template
 from prefloop.errors import ModelError
+
+# What transformers raises for files that are missing, damaged, of another shape or of another library.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -50,9 +55,9 @@ def load_tokenizer(
     options = hub_options(source, revision, trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ModelError(
-            f"the tokenizer of {source} could not be loaded: {_first_line(error)}", _remedy(source)
+            f"the tokenizer of {source} could not be loaded: {first_line(error)}", _remedy(source)
         ) from error
     ensure_chat_template(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -88,13 +93,30 @@ def load_policy(
             config = AutoConfig.from_pretrained(name, **options)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+            require_weights(name, found["missing_keys"])
+    except UNREADABLE as error:
         raise ModelError(
-            f"the model {name} could not be loaded: {_first_line(error)}", _remedy(name)
+            f"the model {name} could not be loaded: {first_line(error)}", _remedy(name)
         ) from error
     fit_embeddings(model, tokenizer)
     return turn_dropout_off(model).to(device), tokenizer
+
+
+def require_weights(source: str, missing: Iterable[str]) -> None:
+    """Refuses a model some of whose weights its files do not hold: they would start at random, unnoticed.
+
+    Raises:
+        ModelError: `missing` names a weight.
+    """
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"{source} lacks {len(names)} weights of its architecture, {names[0]} for one",
+            "give a complete model of the kind that is wanted (an encoder is no causal language model)",
+        )
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,7 +154,8 @@ def context_length(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

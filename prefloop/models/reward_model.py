@@ -16,10 +16,13 @@ from prefloop.errors import ModelError
 from prefloop.files import read_json, write_json
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import (
+    UNREADABLE,
     context_length,
+    first_line,
     fit_embeddings,
     hub_options,
     load_tokenizer,
+    require_weights,
     turn_dropout_off,
 )
 from prefloop.training.noise import torch_seed
@@ -109,13 +112,20 @@ class RewardModel(nn.Module):
         write_json(folder / _NORMALISATION, {"mean": self.mean, "std": self.std})
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "cpu", precision: str = "fp32") -> RewardModel:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        trust_remote_code: bool = False,
+    ) -> RewardModel:
         """Reads what `save` wrote.
 
         Raises:
             ModelError: no such model; DataError: the normalisation is missing.
         """
-        model, tokenizer = _load_classifier(str(folder), None, False)
+        model, tokenizer = _load_classifier(str(folder), None, trust_remote_code, complete=True)
         normalisation = read_json(Path(folder) / _NORMALISATION)
         return cls(
             model.to(device),
@@ -137,7 +147,9 @@ class RewardModel(nn.Module):
         trust_remote_code: bool = False,
     ) -> RewardModel:
         """A reward model on the trunk of any encoder or decoder; the head has std 1/sqrt(d + 1), bias 0."""
-        model, tokenizer = _load_classifier(str(trunk), revision, trust_remote_code)
+        # Weights that the trunk lacks (an encoder's pooler, a row for a pad token) are drawn while it loads.
+        torch_seed((seed, "reward", "trunk"))
+        model, tokenizer = _load_classifier(str(trunk), revision, trust_remote_code, complete=False)
         head = score_head(model)
         torch_seed((seed, "reward", "head"))
         with torch.no_grad():
@@ -169,20 +181,26 @@ def _is_causal(model: PreTrainedModel) -> bool:
 
 
 def _load_classifier(
-    source: str, revision: str | None, trust_remote_code: bool
+    source: str, revision: str | None, trust_remote_code: bool, *, complete: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options = hub_options(source, revision, trust_remote_code)
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "right"
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, dtype=torch.float32, use_safetensors=True, **options
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except UNREADABLE as error:
         raise ModelError(
-            f"the reward model's trunk {source} could not be loaded: {reason}",
+            f"the reward model's trunk {source} could not be loaded: {first_line(error)}",
             "give a folder or hub id of an encoder or decoder with safetensors weights",
         ) from error
+    if complete:
+        require_weights(source, found["missing_keys"])
     fit_embeddings(model, tokenizer)
     return turn_dropout_off(model), tokenizer

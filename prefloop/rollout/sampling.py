@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Messages
+from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length
 from prefloop.training.noise import Key, uniforms
@@ -46,6 +47,9 @@ class Sampler:
         tokenizer: pads on the left.
         config: length, temperature, nucleus.
         precision: "fp32" or "bf16".
+
+    Raises:
+        ConfigError: the longest completion fills the model's context.
     """
 
     def __init__(
@@ -56,7 +60,13 @@ class Sampler:
         precision: str = "fp32",
     ) -> None:
         self.model, self.tokenizer, self.config, self.precision = model, tokenizer, config, precision
-        self.encoder = ChatEncoder(tokenizer, context_length(model))
+        context = context_length(model)
+        if config.max_new_tokens >= context:
+            raise ConfigError(
+                f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in {context} tokens",
+                "lower sampling.max_new_tokens",
+            )
+        self.encoder = ChatEncoder(tokenizer, context)
         self.stops = torch.tensor(self.encoder.stops)
 
     def sample(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,10 +87,9 @@ def reference_logprobs(
     """
     sizes = [len(comparison.completions) for comparison in comparisons]
     flat = [row for comparison in comparisons for row in comparison.completions]
-    if cache and cache.exists():
-        stored = load_file(cache)["reference"]
-        if len(stored) == len(flat):
-            return list(stored.split(sizes))
+    stored = _stored(cache)
+    if stored is not None and len(stored) == len(flat):
+        return list(stored.split(sizes))
     model.eval()
     order = sorted(range(len(flat)), key=lambda i: (len(flat[i].input_ids), i))
     result = torch.zeros(len(flat))
@@ -103,6 +103,15 @@ def reference_logprobs(
         save_file({"reference": result}, draft)
         draft.replace(cache)
     return list(result.split(sizes)) if sizes else []
+
+
+def _stored(cache: Path | None) -> Tensor | None:
+    if cache is None or not cache.exists():
+        return None
+    try:
+        return load_file(cache)["reference"]
+    except (SafetensorError, KeyError):  # damaged: computed again
+        return None
 
 
 def fit_dpo(
@@ -129,7 +138,8 @@ def fit_dpo(
         raise DataError(
             "dpo has no pair to train on", "look at data/quarantine and metrics/validate-preferences.json"
         )
-    order = Order(len(comparisons), config.batch_size, (seed, "dpo"))
+    key = (seed, "dpo")
+    order = Order(len(comparisons), config.batch_size, key)
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
     def parts(step: int) -> Iterator[Part]:
@@ -146,7 +156,7 @@ def fit_dpo(
                 pairs,
             )
 
-    train(model, config, total, parts, checkpoints=checkpoints, recorder=recorder, what="dpo")
+    train(model, config, total, parts, key=key, checkpoints=checkpoints, recorder=recorder, what="dpo")
 
 
 def comparison_part(

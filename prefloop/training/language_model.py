@@ -142,6 +142,7 @@ def _train_rows(
         config,
         total,
         _parts(model, tokenizer, rows, config, order, precision),
+        key=key,
         checkpoints=checkpoints,
         recorder=recorder,
         what=what,

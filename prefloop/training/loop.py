@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
-from prefloop.training.optimisation import Optimisation
+from prefloop.training.noise import Key, torch_seed
+from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
 
 
@@ -29,11 +31,12 @@ class Part:
 
 
 def train(
-    module: nn.Module,
+    module: PreTrainedModel,
     config: TrainingConfig,
     total: int,
     parts: Callable[[int], Iterable[Part]],
     *,
+    key: Key,
     checkpoints: Checkpoints,
     recorder: Recorder,
     what: str,
@@ -43,6 +46,8 @@ def train(
     Args:
         parts: for a 0-based step, its micro-batches' parts, each computed when asked for so that only one
             graph is held at a time. Everything random in it is keyed by the step.
+        key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from it
+            and the step, so that a resumed training draws the same.
         what: the training's name for messages.
 
     Raises:
@@ -56,8 +61,10 @@ def train(
         load_trainable(module, state["module"], what)
         optimisation.load_state_dict(state["optimiser"])
     recorder.resume(start)
+    save_memory(module, config)
     module.train()
     for step in range(start, total):
+        torch_seed((*key, "step", step))
         loss_sum, figures = 0.0, dict[str, float]()
         for part in parts(step):
             part.loss.backward()

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
+from prefloop.models.adapters import plain
 
 
 def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
@@ -81,3 +83,9 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
     if limit:
         nn.utils.clip_grads_with_norm_(kept, limit, norm)
     return norm
+
+
+def save_memory(model: PreTrainedModel, config: TrainingConfig) -> None:
+    """Has a model recompute activations in its backward passes, if the configuration asks for it."""
+    if config.gradient_checkpointing:
+        plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

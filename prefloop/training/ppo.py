@@ -32,7 +32,7 @@ from prefloop.rollout.sampling import Rollouts, Sampler
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.loop import check_finite
 from prefloop.training.noise import permutation
-from prefloop.training.optimisation import Optimisation
+from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
 
 
@@ -106,6 +106,9 @@ class PPOTrainer:
             else FixedKL(config.kl_coef)
         )
         self.best: dict[str, Any] = {}
+        save_memory(policy, config)
+        if critic.trunk is not None:
+            save_memory(critic.trunk, config)
 
     def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
         """Runs `config.steps` rollout batches, from the last checkpoint if there is one, and keeps the best
@@ -123,7 +126,7 @@ class PPOTrainer:
         for step in range(start, config.steps):
             experience, figures = self.collect(step)
             figures.update(self.learn(experience, step))
-            self.controller.update(figures["objective/kl"], config.batch_size)
+            self.controller.update(figures["objective/kl"], len(experience.logprobs))
             if self.held_out and ((step + 1) % config.select_every == 0 or step + 1 == config.steps):
                 figures.update(self._select(step + 1))
             recorder.log(step + 1, config.steps, figures)
@@ -143,6 +146,7 @@ class PPOTrainer:
         """Samples and scores the rollout batch of 0-based `step`."""
         config = self.config
         self.policy.eval()
+        self.critic.eval()
         indices = self.order.step(step)
         prompts = [self.prompts[i]["prompt"] for i in indices]
         rollouts = self.sampler.sample(prompts, (self.seed, "ppo", step), [(i, 0) for i in indices])
@@ -181,6 +185,7 @@ class PPOTrainer:
         """The inner epochs over one rollout batch."""
         config = self.config
         self.policy.train()
+        self.critic.train()
         size = config.batch_size // config.minibatches
         totals: dict[str, float] = {}
         done = 0

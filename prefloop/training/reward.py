@@ -53,7 +53,8 @@ def fit_reward_model(
     rows = [row for row in rows if row.ranking.pairs]
     if not rows:
         raise DataError("no comparison orders its completions: all are ties, skipped or both bad")
-    order = Order(len(rows), config.batch_size, (seed, what))
+    key = (seed, what)
+    order = Order(len(rows), config.batch_size, key)
     total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
 
     def parts(step: int) -> Iterator[Part]:
@@ -79,7 +80,7 @@ def fit_reward_model(
                 pairs += term.pairs
             yield Part(loss, {"accuracy": correct, "pairs": float(pairs)})
 
-    train(model.model, config, total, parts, checkpoints=checkpoints, recorder=recorder, what=what)
+    train(model.model, config, total, parts, key=key, checkpoints=checkpoints, recorder=recorder, what=what)
 
 
 @torch.no_grad()

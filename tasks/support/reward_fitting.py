@@ -13,13 +13,14 @@ from prefloop.errors import DataError
 from prefloop.evaluation.reward_accuracy import summarise
 from prefloop.files import read_jsonl
 from prefloop.models.adapters import attach, merge
-from prefloop.models.loading import load_policy
+from prefloop.models.hub import resolve_revision
+from prefloop.models.loading import context_length, load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.noise import permutation
 from prefloop.training.reward import encode_rankings, fit_reward_model, normalise, raw_scores
 from tasks.support.stage import Stage
-from tasks.support.training import prepare
+from tasks.support.training import Workbench, prepare
 
 
 def fit(
@@ -43,13 +44,15 @@ def fit(
         raise DataError(
             f"{comparisons} orders no completions", "import comparisons: prefloop data import --help"
         )
-    trunk = f"models/{config.base}" if config.base in ("sft", "base") else config.base
+    trunk, revision = f"models/{config.base}", None
+    if config.base not in ("sft", "base"):
+        trunk, revision = config.base, resolve_revision(config.base, config.revision)
     model = RewardModel.create(
         trunk,
         seed=stage.seed,
         device=environment.device,
         precision=environment.precision,
-        revision=config.revision,
+        revision=revision,
         trust_remote_code=bench.trust_remote_code,
     )
     model.model = attach(model.model, config.lora, seed=stage.seed, task="SEQ_CLS")
@@ -75,7 +78,7 @@ def fit(
         raw_scores(model, encode_rankings(model, held, config.max_length)),
         resamples=config.bootstrap,
     )
-    mean, std = _normalise(stage, model, prompts, policy, environment.device, environment.precision)
+    mean, std = _normalise(stage, bench, model, prompts, policy)
     return model, {
         "prompts": len(fitted),
         "pairs": sum(len(ranking.pairs) for ranking in fitted),
@@ -86,18 +89,21 @@ def fit(
 
 
 def _normalise(
-    stage: Stage[Any], model: RewardModel, prompts: Path, policy: Path, device: str, precision: str
+    stage: Stage[Any], bench: Workbench, model: RewardModel, prompts: Path, policy: Path
 ) -> tuple[float, float]:
     rows = list(read_jsonl(prompts))
+    if not rows:
+        raise DataError(
+            f"{prompts} is empty: the reward model has no answers to take its mean and spread from",
+            "import prompts, or raise ingest.rl_share",
+        )
     chosen = permutation((stage.seed, stage.name, "normalise"), len(rows))[: stage.config.normalise_prompts]
     asked = [rows[i]["prompt"] for i in sorted(chosen)]
-    sampler = Sampler(
-        *load_policy(policy, device=device), SamplingConfig(max_new_tokens=_answer_room(stage)), precision
+    answering, tokenizer = load_policy(
+        policy, device=bench.environment.device, trust_remote_code=bench.trust_remote_code
     )
+    # An answer may take half of what the two models read.
+    room = max(min(int(stage.config.max_length), context_length(answering)) // 2, 1)
+    sampler = Sampler(answering, tokenizer, SamplingConfig(max_new_tokens=room), bench.environment.precision)
     rollouts = sampler.sample(asked, (stage.seed, stage.name, "normalise"))
     return normalise(model, asked, rollouts.texts)
-
-
-def _answer_room(stage: Stage[Any]) -> int:
-    """Tokens an answer may take here: half of what the reward model reads."""
-    return max(int(stage.config.max_length) // 2, 1)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
 
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.read import read_section
+from prefloop.config.training import TrainingConfig
+from prefloop.models.loading import context_length
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.environment import Environment, apply
 from tasks.support.stage import Stage
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ def prepare(stage: Stage[Any]) -> Workbench:
         Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds),
         compute.trust_remote_code,
     )
+
+
+def within_context(config: Config, model: PreTrainedModel) -> Config:
+    """The configuration with `max_length` no longer than what the model can read."""
+    return replace(config, max_length=min(config.max_length, context_length(model)))
 
 
 def card(stage: Stage[Any], what: str, data: Iterable[str]) -> dict[str, str]:
