@@ -18,7 +18,7 @@ class EvaluateConfig:
         batch_size: completions sampled at once.
         bootstrap: resamples for intervals, paired by prompt.
         oracle_samples: SFT samples a prompt of which the best is the reachable maximum (gold judge only).
-        max_prompts: evaluation prompts at most; 0 takes all.
+        max_prompts: evaluation prompts at most of each panel; 0 takes all.
     """
 
     policies: list[str] = field(default_factory=lambda: ["base", "sft", "ppo", "dpo"])

@@ -21,6 +21,7 @@ _LEADING: Final = (
     "ended",
     "unique",
     "margin",
+    "chosen_reward",
     "select/score",
     "select/kl",
 )
