@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from transformers.utils.logging import disable_progress_bar
+
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.read import read_section
 from prefloop.config.rollout import SamplingConfig
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with ended_well("chat", StopFlag()), interruptible():
+        disable_progress_bar()
         answer = load(arguments)
         opening: Messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
         prompt = arguments.prompt or ("" if sys.stdin.isatty() else sys.stdin.read().strip())

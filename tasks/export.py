@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import get_args
 
+from transformers.utils.logging import disable_progress_bar
+
 from prefloop.models.exporting import Precision, Target, export_model
 from tasks.support.ending import ended_well
 from tasks.support.models import find_model
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with ended_well("export", StopFlag()):
+        disable_progress_bar()
         source = find_model(arguments.model)
         folder = arguments.out or Path("exports") / f"{source.name}-{arguments.target}"
         export_model(source, folder, arguments.target, arguments.dtype)
