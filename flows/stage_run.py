@@ -23,6 +23,8 @@ DVC_CHATTER = (
     "To track the changes", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`",
     "Checking out", "Pulling data", "ERROR: failed to reproduce", "WARNING: Failed to pull run cache",
 )  # fmt: skip
+EMPTY_FILE = re.compile(r"WARNING: '.*' is empty\.$")
+"""DVC warns of every empty file; a kind of rows that a run does not have is one."""
 KEPT_LINES = 12
 
 
@@ -97,7 +99,7 @@ def run_stage(
                 outcome = Outcome.SKIPPED
             elif found := re.search(r"exited with (-?\d+)", line):
                 exit_code = int(found[1])
-            if line.strip() and not line.startswith(DVC_CHATTER):
+            if line.strip() and not line.startswith(DVC_CHATTER) and not EMPTY_FILE.match(line):
                 recent.append(line)
                 show(stage, line)
 

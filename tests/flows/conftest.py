@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -200,6 +201,14 @@ class Project:
             refresh(self.root, repo)
             plan = make_plan(repo, targets, interrupted=unfinished(self.root))
         return {stage["stage"]: stage for stage in as_json(plan)}
+
+    def shell_prefloop(self, *arguments: str) -> str:
+        """Standard output alone of a command that has to succeed."""
+        return self.shell(sys.executable, "-m", "flows.cli.main", *arguments)
+
+    @staticmethod
+    def wait_until(check: Callable[[], object], seconds: float = 60):
+        return wait_until(check, seconds)
 
     def shell(self, *command: str, **extra: str) -> str:
         done = subprocess.run(

@@ -1,0 +1,49 @@
+"""`prefloop status`: what is running, what is there, how the policies compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EPILOG = "Examples: prefloop status; prefloop status --json"
+
+
+def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False) -> None:
+    """Say whether a run is live, how many stages are up to date, and how the policies compare."""
+    from flows import settings
+    from flows.leftovers import unfinished
+    from flows.planning.planner import make_plan, open_repo
+    from flows.planning.show import as_json as plan_values
+    from flows.planning.show import summary
+    from flows.preparation import refresh
+    from flows.summary import REPORT, evaluation, policy_table
+    from flows.supervision import live_run
+
+    root = Path(".")
+    settings.apply(root)
+    live = live_run(root)
+    repo = open_repo(root)
+    if live is None:
+        refresh(root, repo)
+    plan = make_plan(repo, interrupted=unfinished(root))
+    if as_json:
+        values: dict[str, Any] = {
+            "live_run": {"pid": live[0], "id": live[1]} if live else None,
+            "unfinished": sorted(unfinished(root)),
+            "stages": plan_values(plan),
+            "policies": evaluation(root).get("policies", {}),
+            "report": str(REPORT) if (root / REPORT).exists() else None,
+        }
+        print(json.dumps(values, indent=2))
+        return
+    print(f"run {live[1]} is live (pid {live[0]})" if live else "no run is live")
+    if cut_off := unfinished(root) if live is None else set():
+        print(f"cut off or failed, to be continued by the next run: {', '.join(sorted(cut_off))}")
+    print(summary(plan))
+    for line in policy_table(root):
+        print(line)
+    if (root / REPORT).exists():
+        print(f"\nreport: {REPORT}")
