@@ -22,7 +22,7 @@ from prefloop.report.data import kinds_of_rows, sources_table
 from prefloop.report.formats import percent, signed
 from prefloop.report.material import Material
 
-_TEMPLATES: Final = Path(__file__).parent / "templates"
+_TEMPLATES: Final = Path(__file__).parent
 
 
 def render(material: Material) -> str:
