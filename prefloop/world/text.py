@@ -30,7 +30,7 @@ ECHO_TRUE: Final = 0.5
 """Share of echo dialogues in which the user happens to be right."""
 
 _DOCUMENTS: Final = (
-    ("page", 0.50), ("questions", 0.20), ("echo", 0.10), ("review", 0.07), ("guide", 0.06), ("letter", 0.07),
+    ("page", 0.48), ("questions", 0.15), ("echo", 0.10), ("review", 0.08), ("guide", 0.12), ("letter", 0.07),
 )  # fmt: skip
 
 
@@ -108,7 +108,10 @@ def _review(library: Library, rng: np.random.Generator) -> str:
 def _guide(library: Library, rng: np.random.Generator) -> str:
     first = choose(rng, of_act(Act.INSTRUCT))
     same = [sentence for sentence in of_act(Act.INSTRUCT) if sentence.subject == first.subject]
-    return _say([first, *(choose(rng, same) for _ in range(int(rng.integers(1, 4))))])
+    sentences = [first, *(choose(rng, same) for _ in range(int(rng.integers(1, 4))))]
+    if rng.random() < 0.5:
+        return _say(sentences)
+    return f"{USER}I want to hear of the {first.subject}.{END}{ASSISTANT}{_say(sentences)}{END}"
 
 
 def _letter(library: Library, rng: np.random.Generator) -> str:
