@@ -50,7 +50,7 @@ def test_csv_merges_a_step_and_leaves_what_is_not_finite_empty(tmp_path):
     curve.append(2, {"loss": math.nan, "kl": math.inf})
     curve.append(2, {"eval": 0.25})
     write_csv(tmp_path / "c.csv", curve.rows())
-    rows = list(csv.DictReader(open(tmp_path / "c.csv")))
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
     assert rows == [{"step": "1", "loss": "2.0", "eval": ""}, {"step": "2", "loss": "", "eval": "0.25"}]
 
 
