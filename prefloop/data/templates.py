@@ -31,7 +31,7 @@ ROLE_TEMPLATE = (
 # tokens at the border that sampling, which stops before that word, never gives.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 
@@ -197,20 +197,38 @@ class ChatEncoder:
                     "use a template that only appends",
                 )
             low = next((i for i, (_, end) in enumerate(offsets) if end > len(opened)), len(ids))
-            # The turn's own end token, never a later turn's.
-            closed = render(self.tokenizer, messages[: turn + 1])
-            border = len(closed) if text.startswith(closed) else len(text)
-            limit = next((i for i, (begin, _) in enumerate(offsets) if begin >= border), len(ids))
-            high = next((i + 1 for i in range(low, limit) if ids[i] in self.stops), limit)
-            if turn == turns[-1] and (high == low or ids[high - 1] not in self.stops):
-                # The template ends the answer with no stop token (or the tokenizer merged it): add one.
-                ids, offsets, high = (
-                    [*ids[:high], self.stops[0]],
-                    [*offsets[:high], (border, border)],
-                    high + 1,
-                )
+            first, high = self._turn_end(text, ids, offsets, messages, turn, len(opened))
+            if high is None:
+                high = first
+                if turn == turns[-1]:
+                    # The template ends the answer with no stop token: add one.
+                    ids, offsets, high = [*ids[:first], self.stops[0]], offsets[:first], first + 1
             spans.append((low, high))
         start, end = spans[-1]
         if end <= start:
             raise TrainingError("a completion has no trainable token")
         return ids[:end], start, spans
+
+    def _turn_end(
+        self,
+        text: str,
+        ids: list[int],
+        offsets: list[tuple[int, int]],
+        messages: Messages,
+        turn: int,
+        opened: int,
+    ) -> tuple[int, int | None]:
+        """The first token after what a turn says, and the place after its end token, None where it has none.
+
+        The end token is looked for before what the next message says, so that it is never a later turn's.
+        """
+        said = messages[turn]["content"].strip()
+        found = text.find(said, opened)
+        closed = found + len(said) if found >= 0 else opened
+        border = len(text)
+        if turn + 1 < len(messages):
+            following = text.find(messages[turn + 1]["content"].strip(), closed)
+            border = following if following >= 0 else border
+        first = next((i for i, (begin, _) in enumerate(offsets) if begin >= closed), len(ids))
+        ends = (i + 1 for i in range(first, len(ids)) if offsets[i][0] < border and ids[i] in self.stops)
+        return first, next(ends, None)

@@ -1,0 +1,172 @@
+"""Every trainer at a tiny size behind one signature, so that a test can ask the same of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefloop.config.dpo import DPOConfig
+from prefloop.config.ppo import PPOConfig
+from prefloop.config.reward import RewardConfig
+from prefloop.config.rollout import SamplingConfig
+from prefloop.config.sft import SFTConfig
+from prefloop.config.training import LoraConfig, TrainingConfig
+from prefloop.data.comparisons import Ranking
+from prefloop.models.adapters import attach, reference_of
+from prefloop.models.critic import make_critic
+from prefloop.models.reward_model import RewardModel
+from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
+from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
+from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
+from prefloop.training.ppo import PPOTrainer
+from prefloop.training.recorder import Recorder
+from prefloop.training.reward import encode_rankings, fit_reward_model
+from tests import tiny
+
+Weights = dict[str, Tensor]
+DEMONSTRATIONS = [
+    {"prompt": question, "completion": tiny.ANSWERS[i % 3]} for i, question in enumerate(tiny.QUESTIONS * 3)
+]
+# Three of the four answers to each question; earlier ones are better, and the last two tie.
+SHOWN = [[(i + k) % 4 for k in range(3)] for i in range(3 * len(tiny.QUESTIONS))]
+RANKINGS = [
+    Ranking(question, [tiny.ANSWERS[a] for a in shown], [min(a, 2) for a in shown])
+    for question, shown in zip(tiny.QUESTIONS * 3, SHOWN, strict=True)
+]
+PROMPTS = [{"prompt": question} for question in tiny.QUESTIONS * 4]
+# A large epsilon makes AdamW's step smooth in the gradient, so that rounding stays rounding.
+SMOOTH: dict[str, Any] = {"learning_rate": 0.1, "adam_eps": 1.0, "max_grad_norm": 0.0}
+
+
+def weights(*modules: torch.nn.Module) -> Weights:
+    """Copies of all parameters."""
+    return {f"{i}.{n}": p.detach().clone() for i, m in enumerate(modules) for n, p in m.named_parameters()}
+
+
+def _policy(config: TrainingConfig, **shape: Any) -> tuple[PreTrainedModel, Any]:
+    tokens = tiny.tokenizer()
+    return attach(tiny.model(tokens, **shape), config.lora, seed=0), tokens
+
+
+def base(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    config = TrainingConfig(**{"batch_size": 4, "steps": 6, "learning_rate": 3e-3, **changes})
+    model, tokens = _policy(config, width=width)
+    blocks = pack_documents(tiny.TEXTS * 8, tokens, 16)
+    pretrain(
+        model,
+        tokens,
+        blocks,
+        config,
+        seed=0,
+        precision="fp32",
+        checkpoints=Checkpoints(folder, every),
+        recorder=recorder,
+    )
+    return weights(model)
+
+
+def sft(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    config = SFTConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, **changes})
+    model, tokens = _policy(config, width=width)
+    rows, _ = encode_demonstrations(DEMONSTRATIONS, tokens, 48)
+    finetune(
+        model,
+        tokens,
+        rows,
+        config,
+        seed=0,
+        precision="fp32",
+        checkpoints=Checkpoints(folder, every),
+        recorder=recorder,
+    )
+    return weights(model)
+
+
+def sft_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    lora = LoraConfig(rank=2, alpha=4.0, dropout=0.3)
+    return sft(folder, recorder, every, lora=lora, **changes)
+
+
+def reward(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    config = RewardConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, **changes})
+    trunk = tiny.saved(folder.parent / f"trunk-{width}", width=width)
+    model = RewardModel.create(trunk, seed=0)
+    rows = encode_rankings(model, RANKINGS, 48)
+    fit_reward_model(model, rows, config, seed=0, checkpoints=Checkpoints(folder, every), recorder=recorder)
+    return weights(model)
+
+
+def dpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    config = DPOConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, "max_length": 48, **changes})
+    model, tokens = _policy(config, width=width)
+    comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
+    reference = reference_logprobs(model, tokens, comparisons, "fp32")
+    fit_dpo(
+        model,
+        tokens,
+        comparisons,
+        reference,
+        config,
+        seed=0,
+        precision="fp32",
+        checkpoints=Checkpoints(folder, every),
+        recorder=recorder,
+    )
+    return weights(model)
+
+
+def ppo_trainer(folder: Path, width: int = 16, **changes: Any) -> PPOTrainer:
+    config = PPOConfig(
+        **{
+            "batch_size": 8,
+            "steps": 5,
+            "learning_rate": 3e-3,
+            "sampling": SamplingConfig(max_new_tokens=8),
+            "max_length": 48,
+            "select_every": 2,
+            "select_prompts": 4,
+            "select_kl": 100.0,
+            **changes,
+        }
+    )
+    tokens = tiny.tokenizer()
+    reward_model = RewardModel.create(
+        tiny.saved(folder.parent / f"trunk-{width}", width=width), seed=1
+    ).eval()
+    model = tiny.model(tokens, width=width)
+    critic = make_critic(config, model, reward_model, tokens)
+    policy = attach(model, config.lora, seed=0)
+    rows, _ = encode_demonstrations(DEMONSTRATIONS, tokens, 48)
+    sources = {"reward_model": (1.0, LearnedReward(reward_model)), "missing_eos": (1.0, MissingEnd())}
+    return PPOTrainer(
+        policy,
+        reference_of(policy),
+        critic,
+        tokens,
+        RewardSum(sources),
+        PROMPTS,
+        config,
+        seed=0,
+        demonstrations=rows,
+    )
+
+
+def ppo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    trainer = ppo_trainer(folder, width, **changes)
+    trainer.train(Checkpoints(folder, every), recorder)
+    return weights(trainer.policy, trainer.critic)
+
+
+def ppo_shared(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    return ppo(folder, recorder, every, critic="shared", kl_control="adaptive", ptx_coef=0.5, **changes)
+
+
+TRAININGS: dict[str, Callable[..., Weights]] = {
+    f.__name__: f for f in (base, sft, sft_with_adapter, reward, dpo, ppo, ppo_shared)
+}
