@@ -17,7 +17,7 @@ from prefloop.evaluation.answers import MAIN, EvaluationPrompt
 from prefloop.evaluation.gold_judge import exact_maximum, gold_scores
 from prefloop.evaluation.intervals import Floats, rounded
 from prefloop.evaluation.judges import Judges
-from prefloop.evaluation.oracle import best_of
+from prefloop.evaluation.oracle import best_of, spread_over_kinds
 from prefloop.evaluation.summary import summarise, summarise_oracle
 from prefloop.files import read_jsonl, write_jsonl
 from prefloop.training.environment import apply
@@ -48,10 +48,10 @@ def read_prompts(path: Path, per_panel: int) -> list[EvaluationPrompt]:
     return prompts
 
 
-def measure_oracle(
+def reachable_maximum(
     stage: Stage[EvaluateConfig], world: World, prompts: list[EvaluationPrompt], setting: Setting
-) -> tuple[Floats, Floats]:
-    """The exact maximum and the best of many SFT answers, both by gold; shapes (N,)."""
+) -> Floats:
+    """Gold of the best of many SFT answers a prompt; shape (N,)."""
     rounds = sample_many(
         MODELS / "sft",
         prompts,
@@ -60,7 +60,7 @@ def measure_oracle(
         lambda done, total: stage.progress.update(done, total, {}),
     )
     scores = [gold_scores(world, prompts, r.texts, np.array(r.ended, dtype=np.bool_)) for r in rounds]
-    return exact_maximum(world, prompts), best_of(np.stack(scores, axis=1))
+    return best_of(np.stack(scores, axis=1))
 
 
 def main(policy: str) -> None:
@@ -82,14 +82,20 @@ def main(policy: str) -> None:
         rows = list(answers.rows())
 
         if policy == "sft" and judges.world is not None and config.oracle_samples:
+            world = judges.world
             main_panel = [i for i, prompt in enumerate(prompts) if prompt.panel == MAIN]
-            asked = [prompts[i] for i in main_panel]
-            exact, reachable = measure_oracle(stage, judges.world, asked, setting)
+            exact = exact_maximum(world, [prompts[i] for i in main_panel])
+            for i, most in zip(main_panel, exact, strict=True):
+                rows[i]["exact"] = rounded(most)
+            kinds = [prompts[i].kind for i in main_panel]
+            asked = [main_panel[i] for i in spread_over_kinds(kinds, config.oracle_prompts)]
+            stage.say(f"the best of {config.oracle_samples} SFT answers to {len(asked)} prompts")
+            reachable = reachable_maximum(stage, world, [prompts[i] for i in asked], setting)
+            for i, best in zip(asked, reachable, strict=True):
+                rows[i]["reachable"] = rounded(best)
             figures["oracle"] = summarise_oracle(
                 exact, reachable, config.oracle_samples, resamples=config.bootstrap
             )
-            for i, most, best in zip(main_panel, exact, reachable, strict=True):
-                rows[i] |= {"exact": rounded(most), "reachable": rounded(best)}
 
         write_jsonl(Path("reports/samples") / f"{policy}.jsonl", rows)
         stage.metrics(figures, Path("metrics/evaluate") / f"{policy}.json")

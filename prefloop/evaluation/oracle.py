@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from prefloop.errors import DataError
@@ -17,6 +19,13 @@ def best_of(scores: Floats) -> Floats:
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise DataError(f"best of n needs samples of shape (prompts, samples), got {scores.shape}")
     return np.asarray(scores.max(axis=1), dtype=np.float64)
+
+
+def spread_over_kinds(kinds: Sequence[str], count: int) -> list[int]:
+    """Indices of `count` prompts (0: all), ascending: every k-th of them in order of kinds, which keep their shares."""
+    order = sorted(range(len(kinds)), key=lambda i: (kinds[i], i))
+    count = min(count or len(kinds), len(kinds))
+    return sorted(order[number * len(order) // count] for number in range(count))
 
 
 def gap_closed(policy: Floats, sft: Floats, reachable: Floats, *, resamples: int = 2000) -> Estimate | None:

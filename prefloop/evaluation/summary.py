@@ -67,7 +67,7 @@ def summarise(answers: Answers, sft: Answers, *, resamples: int = 2000) -> dict[
 def summarise_oracle(
     exact: Floats, reachable: Floats, samples: int, *, resamples: int = 2000
 ) -> Mapping[str, Any]:
-    """The exact maximum over the grammar and the best of `samples` SFT answers, over main prompts (N,)."""
+    """The exact maximum over the grammar, (N,), and the best of `samples` SFT answers, over some of them."""
     return {
         "exact": bootstrap_mean(exact, resamples=resamples).as_json(),
         "reachable": bootstrap_mean(reachable, resamples=resamples).as_json(),

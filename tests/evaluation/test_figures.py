@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from prefloop.evaluation.diversity import distinct_2, unique_responses
 from prefloop.evaluation.intervals import bootstrap, bootstrap_mean, wilson
 from prefloop.evaluation.kl import kl_to_sft
 from prefloop.evaluation.length_control import length_controlled_win_rate
-from prefloop.evaluation.oracle import best_of, gap_closed
+from prefloop.evaluation.oracle import best_of, gap_closed, spread_over_kinds
 from prefloop.evaluation.over_optimisation import hacking_gap
 from prefloop.evaluation.refusal import refusals
 from prefloop.evaluation.summary import summarise
@@ -192,6 +193,13 @@ class TestHackingGap:
 class TestOracle:
     def test_reachable_is_the_best_sample_of_each_prompt(self):
         assert best_of(np.array([[1.0, 3.0, 2.0], [-1.0, -5.0, -2.0]])).tolist() == [3.0, -1.0]
+
+    def test_a_subset_keeps_the_kinds_shares(self):
+        kinds = ["question"] * 60 + ["opinion"] * 30 + ["belief"] * 10
+        chosen = spread_over_kinds(kinds, 20)
+        assert Counter(kinds[i] for i in chosen) == {"question": 12, "opinion": 6, "belief": 2}
+        assert chosen == sorted(set(chosen))
+        assert spread_over_kinds(kinds, 0) == spread_over_kinds(kinds, 500) == list(range(100))
 
     def test_gap_closed_by_hand(self):
         # sft 1, ours 2, reachable 3 on average: half of the gap.
