@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prefloop.config.params import parse_params
 from prefloop.config.read import read_yaml
 from prefloop.models.creating import train_tokenizer
-from prefloop.models.saving import save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 # Model type of the preset's model, and whether its tokenizer has a chat template: the Llama bases have none.
@@ -50,7 +49,9 @@ def tiny_model(model_type: str, chat_template: bool, folder: Path) -> None:
         bos_token_id=None,
         tie_word_embeddings=True,
     )
-    save_model(AutoModelForCausalLM.from_config(config), tokenizer, folder)
+    # As on the hub: nothing of ours prepared the folder.
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def shrunk(values: Mapping[str, Any]) -> dict[str, Any]:
