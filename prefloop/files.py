@@ -25,7 +25,7 @@ def atomic_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    handle = tempfile.NamedTemporaryFile(
+    handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - renamed below, after it was closed
         mode, encoding=encoding, dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
     )
     try:
@@ -93,9 +93,13 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing", "run the stage that writes it: prefloop plan shows which") from error
+        raise DataError(
+            f"{path} is missing", "run the stage that writes it: prefloop plan shows which"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no JSON: {error}", "restore the file, or delete it and run again") from error
+        raise DataError(
+            f"{path} is no JSON: {error}", "restore the file, or delete it and run again"
+        ) from error
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:

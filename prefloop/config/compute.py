@@ -16,7 +16,7 @@ class ComputeConfig:
         device: "auto" takes a CUDA GPU when there is one.
         precision: "auto" is bf16 where the processor or GPU is fast at it, fp32 elsewhere.
         threads: CPU threads of a stage (count); 0 takes every core.
-        checkpoint_seconds: least time between two resumable checkpoints (seconds); results never depend on it.
+        checkpoint_seconds: least time between two resumable checkpoints (seconds); no result depends on it.
         trust_remote_code: lets a hub model run its own Python code; off unless you know the model.
     """
 

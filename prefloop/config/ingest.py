@@ -20,8 +20,8 @@ class WorldConfig:
         prompts: prompts for reinforcement learning.
         evaluation: held-out prompts in the world's shares.
         harmful: held-out harmful prompts besides.
-        preference_kinds, prompt_kinds: relative weight of each prompt kind among comparisons and among prompts for
-            reinforcement learning; empty takes the world's shares. Evaluation always has the world's shares.
+        preference_kinds, prompt_kinds: relative weight of each prompt kind among comparisons and among RL
+            prompts; empty takes the world's shares. Evaluation always has the world's shares.
     """
 
     documents: int = 20000
@@ -63,14 +63,15 @@ class IngestConfig:
     """Section `ingest`.
 
     Attributes:
-        source: "world" (the embedded help desk, plus comparisons in data/sources), "files" (data/sources alone)
-            or "hub" (`hub`, plus data/sources).
+        source: "world" (the embedded help desk, plus comparisons in data/sources), "files" (data/sources
+            alone) or "hub" (`hub`, plus data/sources).
         derive: what a comparison also gives when a kind has no source of its own: demonstrations (the chosen
-            reply), prompts for RL and evaluation prompts. "first" derives from the first imported version alone,
-            so that comparisons added later re-run neither SFT nor move the evaluation set; "all" from every one.
+            reply), prompts for RL and evaluation prompts. "first" derives from the first imported version
+            alone, so that comparisons added later neither re-run SFT nor move the evaluation set; "all" from
+            every one.
         fit_share, rl_share: shares of prompts, by a hash of the prompt; the rest is for evaluation.
-        judge_share: share of fitting prompts whose comparisons train the independent judge alone; 0 where a gold
-            judge exists.
+        judge_share: share of fitting prompts whose comparisons train the independent judge alone; 0 where a
+            gold judge exists.
         evaluation: evaluation prompts at most (count); the set is frozen with the first version.
         text: file patterns imported as pre-training text when they match, e.g. books by chapter.
         max_rows: rows at most of each kind; 0 takes all (the hash of the prompt decides which).

@@ -1,4 +1,4 @@
-"""The whole of params.yaml, for commands that check or show every section; a stage reads its own section alone."""
+"""The whole of params.yaml, for commands that check or show every section; a stage reads its own alone."""
 
 from __future__ import annotations
 
@@ -51,13 +51,15 @@ class Params:
                 "set judge.kind to reward_model and ingest.judge_share above 0"
             )
         if self.judge.kind == "reward_model" and self.ingest.judge_share == 0:
-            raise ValueError("judge.kind is reward_model, but ingest.judge_share is 0: it would have no comparisons")
+            raise ValueError(
+                "judge.kind is reward_model, but ingest.judge_share is 0: it would have no comparisons"
+            )
         longest = {"ppo": self.ppo.sampling, "evaluate": self.evaluate.sampling}
         for name, sampling in longest.items():
             if not self.base.model and sampling.max_new_tokens >= self.base.architecture.context:
                 raise ValueError(
-                    f"{name}.sampling.max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt in "
-                    f"base.architecture.context {self.base.architecture.context}"
+                    f"{name}.sampling.max_new_tokens {sampling.max_new_tokens} leaves no room for a prompt "
+                    f"in base.architecture.context {self.base.architecture.context}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""From plain mappings to frozen dataclasses: unknown keys and wrong types are refused with the nearest right one."""
+"""From mappings to frozen dataclasses: unknown keys and wrong types are refused with the nearest right one."""
 
 from __future__ import annotations
 

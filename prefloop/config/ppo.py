@@ -35,7 +35,7 @@ class PPOConfig(TrainingConfig):
         critic_warmup_steps: rollout batches in which only the critic learns.
         dual_clip: bound c of Ye et al. 2020 on a negative advantage's ratio; 0 turns it off.
         kl_stop: inner epochs stop when the approximate KL old/new passes this; 0 turns it off.
-        ptx_coef: weight of the log-likelihood of demonstrations (InstructGPT eq. 2, with demonstrations as text).
+        ptx_coef: weight of the demonstrations' log-likelihood (InstructGPT eq. 2, on demonstrations).
         select_kl: the checkpoint with the best held-out reward at a KL of at most this is kept (nats);
             0 keeps the last one.
         select_prompts: prompts held out from the rollouts for that choice (count).
@@ -87,7 +87,7 @@ class PPOConfig(TrainingConfig):
             )
         if self.lora.dropout:
             raise ValueError(
-                "lora.dropout must be 0: log-probs of the same tokens must agree between sampling and training"
+                "lora.dropout must be 0: log-probs of equal tokens must agree between sampling and training"
             )
         if self.batch_size % self.minibatches:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of minibatches {self.minibatches}")

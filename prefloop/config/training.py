@@ -43,7 +43,7 @@ class TrainingConfig:
         epochs: passes over the data.
         steps: optimiser steps; 0 takes `epochs`.
         batch_size: examples an optimiser step (rows, pairs or rollouts: the stage's docs say which).
-        micro_batch_size: examples a forward pass; 0 is the whole batch. Gradients accumulate to the same step.
+        micro_batch_size: examples a forward pass; 0 is the whole batch. Gradients add up to the same step.
         max_length: longest prompt plus completion (tokens).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         lora: low-rank adapters.

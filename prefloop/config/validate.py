@@ -135,7 +135,7 @@ class ValidateConfig:
                     )
 
     def expectation(self, name: str) -> Expectation:
-        """The expectation `name` with its overrides applied. Raises KeyError for a name that does not exist."""
+        """The expectation `name`, its overrides applied. Raises KeyError where there is no such name."""
         default = DEFAULTS[name]
         override = self.expectations.get(name, ExpectationOverride())
         severity: Severity = default.severity
