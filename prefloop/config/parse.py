@@ -1,4 +1,4 @@
-"""From mappings to frozen dataclasses: unknown keys and wrong types are refused with the nearest right one."""
+"""From mappings to frozen dataclasses: unknown keys and wrong types are refused, naming the nearest."""
 
 from __future__ import annotations
 
