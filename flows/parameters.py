@@ -100,6 +100,15 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key.strip(), _number(parsed)
 
 
+def set_parameter(path: Path, dotted: str, value: Any) -> None:
+    """Sets one key of a params file, comments kept."""
+    yaml = _yaml()
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    set_key(document, dotted, value)
+    with atomic_file(path) as handle:
+        yaml.dump(document, handle)
+
+
 def set_key(document: CommentedMap, dotted: str, value: Any) -> None:
     """Sets one key of a nested mapping, making the mappings on the way."""
     *sections, last = dotted.split(".")

@@ -23,7 +23,7 @@ from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped
 from prefloop.errors import PrefloopError
 
-DELIVERY_SECONDS = 10.0
+DELIVERY_SECONDS = 15.0
 
 RunOne = Callable[[StagePlan], StageResult]
 
@@ -36,11 +36,13 @@ class Report:
         results: stages that ended well.
         failures: stages that failed, with the error.
         held_back: stages that did not start because one before them failed, or the run was stopped.
+        trouble: why Prefect has no full record of the run; empty when it has.
     """
 
     results: dict[str, StageResult] = field(default_factory=dict)
     failures: dict[str, PrefloopError] = field(default_factory=dict)
     held_back: list[str] = field(default_factory=list)
+    trouble: str = ""
 
 
 def run_pipeline(
@@ -106,14 +108,16 @@ def run_pipeline(
         for what, work in after.items():
             futures[what] = submit(what, partial(_completed, work), list(futures.values()))
         wait(list(futures.values()))
-        ended = {*report.results, *report.failures, *report.held_back}
-        report.held_back += [stage.name for stage in plan.stages if stage.name not in ended]
         if report.failures or report.held_back:
-            failed, waited = ", ".join(report.failures) or "none", ", ".join(report.held_back) or "none"
-            return Failed(message=f"failed: {failed}; held back: {waited}")
+            return Failed(message=f"failed or stopped: {', '.join([*report.failures, *report.held_back])}")
         return Completed(message=f"{len(report.results)} stages")
 
-    pipeline(return_state=True)
+    try:
+        pipeline(return_state=True)
+    except Exception as error:  # Prefect's server went away: what the stages did stands
+        report.trouble = f"Prefect could not record the run: {type(error).__name__}: {error}"
+    ended = {*report.results, *report.failures, *report.held_back}
+    report.held_back += [stage.name for stage in plan.stages if stage.name not in ended]
     _deliver_logs_and_events()
     return report
 

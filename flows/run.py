@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from flows import settings
 from flows.leftovers import unfinished
@@ -20,10 +22,16 @@ from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Supervisor, supervise
 from flows.terminal import Terminal
+from flows.workers.pool import Pool
 from prefloop.errors import PrefloopError
 from tasks.support.pipeline import tracked_pipeline
 
+POLL_SECONDS = 0.5
 RAN = Outcome.RAN.name.lower()
+
+T = TypeVar("T")
+Remote = dict[str, Callable[[StagePlan, Callable[[str, str], None]], StageResult]]
+"""Stages that do not run on this machine, with what runs them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Request:
         targets: stages; empty takes all.
         force: run the targets although nothing changed; hand-edited outputs are moved away first.
         jobs: stages at once (count).
-        pool: Prefect work pool whose workers run what computes with models; empty runs everything here.
+        pool: Prefect work pool whose workers run the stages with models; empty runs everything here.
     """
 
     targets: tuple[str, ...] = ()
@@ -88,9 +96,14 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
     """
     started = time.monotonic()
     settings.apply(root)
-    with supervise(root, new_pipeline_id()) as supervisor:
+    with supervise(root, new_pipeline_id(), terminal.say) as supervisor:
         repo = open_repo(root)
-        run_preparation(supervisor, repo, terminal.line)
+        pool = Pool(supervisor, request.pool) if request.pool else None
+        remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}
+        if pool:
+            pool.prepare()
+        else:
+            run_preparation(supervisor, repo, terminal.line)
         plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
         _deal_with_edited(root, plan, request.force, terminal)
         steps: dict[str, Callable[[], str]] = {}
@@ -102,7 +115,7 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
             terminal.say(line)
         with prefect_api(supervisor), tracked_pipeline(supervisor.pipeline) as tracked:
             supervisor.variables |= tracked.variables
-            ended = _run(supervisor, request, plan, steps, terminal, started)
+            ended = _run(supervisor, request, plan, steps, terminal, started, remote)
             tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
             tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
             return ended
@@ -115,18 +128,26 @@ def _run(
     steps: dict[str, Callable[[], str]],
     terminal: Terminal,
     started: float,
+    remote: Remote,
 ) -> Ended:
     from flows.pipeline import run_pipeline
 
     def run_one(stage: StagePlan) -> StageResult:
-        forced = any(reason.kind == "forced" for reason in stage.reasons)
-        result = run_stage(supervisor, stage.name, terminal.line, force=forced)
+        if stage.name in remote:
+            result = remote[stage.name](stage, terminal.line)
+        else:
+            forced = any(reason.kind == "forced" for reason in stage.reasons)
+            result = run_stage(supervisor, stage.name, terminal.line, force=forced)
         terminal.done(stage.name)
         if result.outcome is not Outcome.SKIPPED:
             terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")
         return result
 
-    report = run_pipeline(plan, run_one, name=supervisor.pipeline, jobs=request.jobs, after=steps)
+    report = _in_thread(
+        lambda: run_pipeline(plan, run_one, name=supervisor.pipeline, jobs=request.jobs, after=steps)
+    )
+    if report.trouble:
+        terminal.say(report.trouble)
     return Ended(
         plan,
         {name: result.outcome.name.lower() for name, result in report.results.items()},
@@ -135,6 +156,15 @@ def _run(
         supervisor.signal_number,
         time.monotonic() - started,
     )
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Prefect replaces the handler of SIGTERM while a flow runs in the main thread; elsewhere ours stays."""
+    with ThreadPoolExecutor(1, "pipeline") as executor:
+        future = executor.submit(work)
+        while not wait([future], timeout=POLL_SECONDS).done:
+            continue
+        return future.result()
 
 
 def _deal_with_edited(root: Path, plan: Plan, force: bool, terminal: Terminal) -> None:

@@ -68,12 +68,19 @@ class StageFailed(PrefloopError):
 
 
 def run_stage(
-    supervisor: Supervisor, stage: str, show: Callable[[str, str], None], *, force: bool = False
+    supervisor: Supervisor,
+    stage: str,
+    show: Callable[[str, str], None],
+    *,
+    force: bool = False,
+    pull: bool = False,
 ) -> StageResult:
     """`dvc repro --single-item STAGE`; DVC decides by itself once more whether the stage has to run.
 
     Args:
         show: receives (stage, line) for every line that the stage prints.
+        force: run it although nothing changed.
+        pull: look into the DVC remote's run-cache, and fetch inputs that are missing.
 
     Raises:
         StageFailed: the command failed, or DVC could not run it.
@@ -81,6 +88,7 @@ def run_stage(
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     command += ["--force"] if force else []
+    command += ["--pull"] if pull else []
     log = supervisor.root / STATE / "logs" / f"{slug(stage)}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

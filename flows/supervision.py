@@ -14,7 +14,7 @@ from flows.leftovers import end_leftovers
 from flows.settings import STATE, child_environment
 from prefloop.files import write_json
 from tasks.support.locks import held, holder
-from tasks.support.process import end_group, identify, lifeline
+from tasks.support.process import end_group, identify, lifeline, watch_parent
 
 GRACE_SECONDS = 30.0
 """How long a stage may take to save a checkpoint when it is asked to end."""
@@ -33,7 +33,9 @@ class Supervisor:
         signal_number: the signal that asked the run to end, None while nothing did.
     """
 
-    def __init__(self, root: Path, pipeline: str, lifeline_variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, pipeline: str, lifeline_variables: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
         self.root = root
         self.pipeline = pipeline
         self.signal_number: int | None = None
@@ -41,6 +43,7 @@ class Supervisor:
         self._records = root / STATE / "children"
         self._children: dict[int, str] = {}
         self._lock = threading.Lock()
+        self._say = say
 
     def start(
         self,
@@ -48,9 +51,15 @@ class Supervisor:
         what: str,
         *,
         output: int | None = subprocess.PIPE,
+        folder: Path | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """Starts a child in a session of its own and records it by pid and start time.
+
+        Args:
+            output: where its output goes; a pipe by default.
+            folder: where it works; the workspace by default.
+            extra: further environment variables.
 
         Raises:
             Stopped: the run was asked to end.
@@ -60,7 +69,7 @@ class Supervisor:
                 raise Stopped(what)
             child = subprocess.Popen(
                 list(command),
-                cwd=self.root,
+                cwd=folder or self.root,
                 env=child_environment({**self.variables, **(extra or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -71,6 +80,8 @@ class Supervisor:
                 start_new_session=True,
             )
             self._children[child.pid] = what
+        if self.signal_number is not None:  # it came between the look above and the child's name in the list
+            os.killpg(child.pid, signal.SIGINT)
         self._record(child.pid, what)
         return child
 
@@ -79,6 +90,8 @@ class Supervisor:
         command: Sequence[str],
         what: str,
         on_line: Callable[[str], None],
+        *,
+        folder: Path | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> int:
         """Runs a child to its end, handing over each line it prints; returns its exit status.
@@ -86,7 +99,7 @@ class Supervisor:
         Raises:
             Stopped: the run was asked to end, before or meanwhile.
         """
-        child = self.start(command, what, extra=extra)
+        child = self.start(command, what, folder=folder, extra=extra)
         try:
             assert child.stdout is not None
             for line in child.stdout:
@@ -110,6 +123,7 @@ class Supervisor:
         """Asks every child to end: softly at first (a trainer saves a checkpoint), then for good."""
         again = self.signal_number is not None
         self.signal_number = self.signal_number or number
+        self._say("ending at once" if again else "stopping after this step; once more ends at once")
         for pid in list(self._children):
             try:
                 # DVC waits for its command on SIGINT, and dies on SIGTERM leaving its own locks behind.
@@ -133,7 +147,7 @@ class Supervisor:
 
 
 @contextmanager
-def supervise(root: Path, pipeline: str) -> Iterator[Supervisor]:
+def supervise(root: Path, pipeline: str, say: Callable[[str], None]) -> Iterator[Supervisor]:
     """Takes the workspace for one run: its lock, the leftovers of an earlier run, the handling of signals.
 
     SIGINT and SIGTERM ask the children to end and are remembered; the block goes on and ends by itself.
@@ -147,7 +161,10 @@ def supervise(root: Path, pipeline: str) -> Iterator[Supervisor]:
         )
         end_leftovers(root)
         variables = stack.enter_context(lifeline(root / STATE / "lifeline"))
-        supervisor = Supervisor(root, pipeline, variables)
+        supervisor = Supervisor(root, pipeline, variables, say)
+        watch_parent(
+            lambda: supervisor.request_stop(signal.SIGTERM)
+        )  # a run of several seeds has a run as parent
         stack.callback(supervisor.end_all)
         stack.enter_context(_signals(supervisor))
         yield supervisor

@@ -24,7 +24,7 @@ class Terminal:
         self._quiet = quiet
         self._progress: dict[str, str] = {}
         self._drawn = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may speak while this thread does
 
     def line(self, stage: str, text: str) -> None:
         """Shows one line that `stage` printed."""

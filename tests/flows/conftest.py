@@ -190,7 +190,7 @@ class Project:
     def prefloop(self, *arguments: str, code: int = 0, **extra: str) -> str:
         """Runs a command to its end; the exit code has to be `code`."""
         child = self.start(*arguments, **extra)
-        output, _ = child.communicate(timeout=240)
+        output, _ = child.communicate(timeout=580)
         assert child.returncode == code, f"exit code {child.returncode}, expected {code}\n{output}"
         return output
 
@@ -207,12 +207,12 @@ class Project:
         return self.shell(sys.executable, "-m", "flows.cli.main", *arguments)
 
     @staticmethod
-    def wait_until(check: Callable[[], object], seconds: float = 60):
+    def wait_until(check: Callable[[], object], seconds: float = 240):
         return wait_until(check, seconds)
 
     def shell(self, *command: str, **extra: str) -> str:
         done = subprocess.run(
-            command, cwd=self.root, env=self.environment(**extra), capture_output=True, text=True, timeout=240
+            command, cwd=self.root, env=self.environment(**extra), capture_output=True, text=True, timeout=580
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -247,7 +247,7 @@ class Project:
                 continue
         return found
 
-    def wait_for_process(self, words: str, seconds: float = 60) -> psutil.Process:
+    def wait_for_process(self, words: str, seconds: float = 240) -> psutil.Process:
         """Waits until a process whose command line holds `words` works in this folder."""
 
         def search() -> psutil.Process | None:
@@ -262,7 +262,7 @@ class Project:
         return wait_until(search, seconds)
 
 
-def wait_until(check: Callable[[], object], seconds: float = 60):
+def wait_until(check: Callable[[], object], seconds: float = 240):
     """Waits until `check` gives something true, and returns it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

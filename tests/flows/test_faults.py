@@ -51,8 +51,8 @@ def test_kill_9_of_any_process_is_survived(project, undisturbed, victim):
         "server": "flows.server_process",
     }
     project.wait_for_process(words[victim]).send_signal(signal.SIGKILL)
-    run.communicate(timeout=120)
-    project.wait_until(lambda: not project.processes(), 60)
+    run.communicate(timeout=300)
+    project.wait_until(lambda: not project.processes(), 120)
     finished_by_itself = run.returncode == 0
     assert finished_by_itself == (victim == "server")
     assert "up to date" in project.prefloop("run") or resumed_after(project) >= 5
@@ -63,7 +63,7 @@ def test_kill_9_of_any_process_is_survived(project, undisturbed, victim):
 def test_a_signal_stops_the_run_and_the_next_goes_on(project, undisturbed, number, code):
     run = started_training(project)
     run.send_signal(number)
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode == code, output
     assert "stopped; run again to go on" in output
     assert project.processes() == []
@@ -79,7 +79,7 @@ def test_a_second_run_is_refused_and_names_the_first(project):
     assert f"pid {run.pid}" in output
     assert run.poll() is None
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=120)
+    run.communicate(timeout=300)
 
 
 def test_a_run_beside_a_stage_run_by_hand_is_refused(project):
@@ -96,7 +96,7 @@ def test_a_run_beside_a_stage_run_by_hand_is_refused(project):
     output = project.prefloop("run", code=6)
     assert "run by hand" in output
     assert f"pid {trainer.pid}" in output
-    assert by_hand.wait(timeout=120) == 0
+    assert by_hand.wait(timeout=300) == 0
 
 
 def test_kill_9_of_a_bare_dvc_ends_its_trainer(project):
@@ -112,7 +112,7 @@ def test_kill_9_of_a_bare_dvc_ends_its_trainer(project):
     project.wait_until(lambda: (project.root / ".prefloop/scratch/sft/step").exists())
     by_hand.kill()
     by_hand.wait()
-    project.wait_until(lambda: not project.processes(), 30)
+    project.wait_until(lambda: not project.processes(), 120)
     project.prefloop("run")
 
 
@@ -145,7 +145,7 @@ def test_a_full_disk_loses_nothing(finished):
         env=finished.environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=580,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
     )
     assert run.returncode not in (0, None)
