@@ -67,7 +67,7 @@ def main(policy: str) -> None:
     """Scores models/POLICY."""
     with Stage.open("evaluate", EvaluateConfig, part=policy) as stage:
         config = stage.config
-        apply(stage.compute)
+        apply(stage.compute, config.threads)
         trust = read_section("compute", ComputeConfig).trust_remote_code
         setting = Setting(config, stage.compute, stage.seed, trust)
         stage.dataset("evaluation", PROMPTS)

@@ -29,9 +29,11 @@ class EvaluateConfig:
     oracle_samples: int = 64
     oracle_prompts: int = 200
     max_prompts: int = 0
+    threads: int = 0
 
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
+        at_least("threads", self.threads, 0)
         at_least("bootstrap", self.bootstrap, 100)
         at_least("oracle_samples", self.oracle_samples, 0)
         at_least("oracle_prompts", self.oracle_prompts, 0)

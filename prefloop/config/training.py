@@ -46,6 +46,8 @@ class TrainingConfig:
         micro_batch_size: examples a forward pass; 0 is the whole batch. Gradients add up to the same step.
         max_length: longest prompt plus completion (tokens).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        threads: CPU threads of this stage; 0 takes `compute.threads`. Stages that run side by side do best with a
+            share of the cores each.
         lora: low-rank adapters.
     """
 
@@ -63,6 +65,7 @@ class TrainingConfig:
     micro_batch_size: int = 0
     max_length: int = 512
     gradient_checkpointing: bool = False
+    threads: int = 0
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class TrainingConfig:
         at_least("batch_size", self.batch_size, 1)
         at_least("micro_batch_size", self.micro_batch_size, 0)
         at_least("max_length", self.max_length, 2)
+        at_least("threads", self.threads, 0)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"

@@ -87,12 +87,12 @@ def load_environment(path: Path | str) -> Environment:
         ) from error
 
 
-def apply(environment: Environment) -> None:
-    """Sets threads and deterministic algorithms for this process."""
+def apply(environment: Environment, threads: int = 0) -> None:
+    """Sets threads (the environment's where `threads` is 0) and deterministic algorithms for this process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    torch.set_num_threads(environment.threads)
+    torch.set_num_threads(threads or environment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 

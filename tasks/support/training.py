@@ -38,7 +38,7 @@ def prepare(stage: Stage[Any]) -> Workbench:
     """Applies the environment and opens the stage's checkpoints."""
     compute = read_section("compute", ComputeConfig)
     environment = stage.compute
-    apply(environment)
+    apply(environment, stage.config.threads)
     return Workbench(
         environment,
         Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds),
