@@ -65,16 +65,28 @@ class Pipeline:
             if made is not None and made.get("pipeline") != self.run:
                 self._tracker.link(stage, str(made["run"]))
 
-    def finish(self) -> None:
-        """Adds data hashes, environment and the evaluation's main figures, keeps a record, and closes the
-        run."""
+    def finish(self, *, final: bool = True) -> None:
+        """Adds data hashes, environment and the evaluation's main figures, keeps a record, closes the run.
+
+        Args:
+            final: False after a stage of a bare `dvc repro` that others may follow: MLflow never changes a
+                parameter, so hashes and figures that may still change only go into the record.
+        """
         described = describe()
+        if final:
+            self._track(described)
+        self._keep(described)
+        self._tracker.end(self.status)
+
+    def _track(self, described: Mapping[str, Any]) -> None:
         self._tracker.params({f"data.{path}": digest for path, digest in described["data"].items()})
         self._tracker.params(flatten(described["environment"], "environment"))
         for policy, figures in described["figures"].items():
             made = _run_record(policy)
             values = {f"eval/{policy}/{name}": value for name, value in figures.items()}
             self._tracker.model_metrics(str(made["key"]) if made else "", values)
+
+    def _keep(self, described: Mapping[str, Any]) -> None:
         record = {
             "run": self.run,
             "status": self.status,
@@ -84,7 +96,6 @@ class Pipeline:
             **described,
         }
         write_json(records_folder() / f"{self.run}.json", record)
-        self._tracker.end(self.status)
 
 
 @contextmanager

@@ -40,6 +40,8 @@ from tasks.support.workspace import slug, state_folder
 C = TypeVar("C")
 
 ENVIRONMENT = Path("runs/environment.json")
+LAST_STAGE = "report"
+"""After this one a bare `dvc repro` is complete: its figures and data hashes are final."""
 
 
 class Stage(Generic[C]):
@@ -177,7 +179,7 @@ class Stage(Generic[C]):
             },
         )
         if self._bare is not None:
-            self._bare.finish()
+            self._bare.finish(final=self.name == LAST_STAGE)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _fail(self, error: BaseException) -> None:
@@ -189,7 +191,7 @@ class Stage(Generic[C]):
         self.tracker.end("KILLED" if stopped else "FAILED")
         if self._bare is not None:
             self._bare.status = "KILLED" if stopped else "FAILED"
-            self._bare.finish()
+            self._bare.finish(final=False)
 
     def _environment(self) -> dict[str, Any]:
         return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}
