@@ -13,6 +13,18 @@ from prefloop.errors import ConfigError
 T = TypeVar("T")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                mark = node.value[place][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Reads a YAML mapping.
 
@@ -21,7 +33,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a safe loader
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is missing", "run from the repository's root, or restore the file"
