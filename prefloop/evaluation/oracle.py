@@ -22,7 +22,7 @@ def best_of(scores: Floats) -> Floats:
 
 
 def spread_over_kinds(kinds: Sequence[str], count: int) -> list[int]:
-    """Ascending indices of `count` prompts (0: all): every k-th in order of kinds, so that kinds keep their shares."""
+    """Ascending indices of `count` prompts (0: all): every k-th by kind, so that kinds keep their shares."""
     order = sorted(range(len(kinds)), key=lambda i: (kinds[i], i))
     count = min(count or len(kinds), len(kinds))
     return sorted(order[number * len(order) // count] for number in range(count))

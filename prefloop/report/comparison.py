@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup
 
@@ -13,6 +13,8 @@ from prefloop.report.formats import interval, percent, signed
 from prefloop.report.material import Curve
 
 Figures = Mapping[str, Any]
+_ENOUGH: Final = 20
+"""Kinds with fewer prompts are not tinted: resampling a handful gives no interval."""
 Cell = tuple[str, str]
 """A figure and its interval, as text; the interval may be empty."""
 
@@ -135,7 +137,8 @@ def kinds_table(evaluation: Figures) -> list[dict[str, Any]]:
         for name, figures in policies.items():
             part = figures["by_kind"][kind]
             low, high = part["win_rate_vs_sft_ci95"]
-            verdict = "" if name == "sft" else "gain" if low > 0.5 else "loss" if high < 0.5 else ""
+            few = part["n"] < _ENOUGH or name == "sft"
+            verdict = "" if few else "gain" if low > 0.5 else "loss" if high < 0.5 else ""
             cells.append(
                 {
                     "score": signed(part["judge"]),
