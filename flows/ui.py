@@ -22,7 +22,7 @@ from tasks.support.mlflow_store import local_folder, read_config, tracking_uri
 from tasks.support.process import end_group
 from tasks.support.spool import waiting
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 GRACE_SECONDS = 10.0
 PORTS_TRIED = 50
 
@@ -82,12 +82,8 @@ def prefect_server(port: int) -> Server:
 
 
 @contextmanager
-def serving(server: Server, log: Path) -> Iterator[None]:
-    """Runs a server for the length of the block, in a process group that ends with it.
-
-    Raises:
-        WorkspaceError: it ended, or did not answer in two minutes.
-    """
+def serving(server: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a server for the length of the block, in a process group that ends with it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as output:
         child = subprocess.Popen(
@@ -95,15 +91,37 @@ def serving(server: Server, log: Path) -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=settings.child_environment({"PREFECT_UI_API_URL": f"{server.address}/api"}),
+            env=settings.child_environment(
+                {
+                    "PREFECT_UI_API_URL": f"{server.address}/api",
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # scoring jobs: processes of no use here
+                }
+            ),
             start_new_session=True,
         )
     try:
-        _wait(server, child, log)
-        yield
+        yield child
     finally:
         end_group(child.pid, signal.SIGTERM, GRACE_SECONDS)
         child.wait()
+
+
+def wait_until_up(server: Server, child: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when a server answers.
+
+    Raises:
+        WorkspaceError: it ended, or did not answer in five minutes.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise WorkspaceError(f"{server.name} ended with exit code {child.returncode}", f"read {log}")
+        try:
+            with urllib.request.urlopen(server.address + server.health, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise WorkspaceError(f"{server.name} does not answer at {server.address}", f"read {log}")
 
 
 def show(mlflow_port: int, prefect_port: int) -> None:
@@ -124,10 +142,11 @@ def show(mlflow_port: int, prefect_port: int) -> None:
     named = os.environ.get("PREFECT_API_URL")
     servers += [] if named else [prefect_server(free_port(prefect_port))]
     with ExitStack() as stack:
-        for server in servers:
+        logs = {server: settings.STATE / "logs" / f"ui-{server.name.lower()}.log" for server in servers}
+        children = {server: stack.enter_context(serving(server, log)) for server, log in logs.items()}
+        for server, child in children.items():
             print(f"{server.name} is starting ...", flush=True)
-            stack.enter_context(serving(server, settings.STATE / "logs" / f"ui-{server.name.lower()}.log"))
-        for server in servers:
+            wait_until_up(server, child, logs[server])
             print(f"{server.name:<8} {server.address}", flush=True)
         if remote:
             print(f"MLflow   runs elsewhere: {uri}", flush=True)
@@ -135,19 +154,6 @@ def show(mlflow_port: int, prefect_port: int) -> None:
             print(f"Prefect  runs elsewhere: {named.removesuffix('/api')}", flush=True)
         print("Ctrl-C ends both", flush=True)
         signal.pause()
-
-
-def _wait(server: Server, child: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise WorkspaceError(f"{server.name} ended with exit code {child.returncode}", f"read {log}")
-        try:
-            with urllib.request.urlopen(server.address + server.health, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise WorkspaceError(f"{server.name} does not answer at {server.address}", f"read {log}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
