@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
     from flows.preparation import refresh
     from flows.summary import REPORT, evaluation, policy_table
     from flows.supervision import live_run
+    from tasks.support.spool import waiting
 
     root = Path(".")
     settings.apply(root)
@@ -36,6 +39,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
             "stages": plan_values(plan),
             "policies": evaluation(root).get("policies", {}),
             "report": str(REPORT) if (root / REPORT).exists() else None,
+            "runs_waiting_for_mlflow": waiting(),
         }
         print(json.dumps(values, indent=2))
         return
@@ -47,3 +51,6 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
         print(line)
     if (root / REPORT).exists():
         print(f"\nreport: {REPORT}")
+    if live is None and (count := waiting()):
+        print(f"\n{count} runs wait for MLflow: delivering", flush=True)
+        subprocess.run([sys.executable, "-m", "tasks.deliver"], env=settings.child_environment(), check=False)
