@@ -8,7 +8,7 @@ from prefloop.config.base import BaseConfig
 from prefloop.files import read_jsonl
 from prefloop.models.creating import create_model, train_tokenizer
 from prefloop.models.hub import resolve_revision
-from prefloop.models.loading import load_policy
+from prefloop.models.loading import load_policy, to_device
 from prefloop.models.saving import save_model
 from prefloop.training.language_model import encode_blocks, mean_loss, pack_documents, pretrain
 from prefloop.training.noise import torch_seed
@@ -42,7 +42,7 @@ def make(stage: Stage[BaseConfig], bench: Workbench) -> None:
     stage.dataset("text", TEXT)
     texts = [row["text"] for row in read_jsonl(TEXT)]
     tokenizer = train_tokenizer(texts, config.architecture.vocab_size, config.architecture.context)
-    model = create_model(config.architecture, tokenizer, stage.seed).to(bench.environment.device)
+    model = to_device(create_model(config.architecture, tokenizer, stage.seed), bench.environment.device)
     length = min(config.max_length, config.architecture.context)
     blocks = pack_documents(texts, tokenizer, length)
     every = max(len(blocks) // 32, 2)

@@ -30,16 +30,14 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, task: str =
             "lora.rank is above 0, but peft is not installed", "pip install 'prefloop[lora]'"
         ) from error
     torch_seed((seed, "lora", task))
-    return get_peft_model(
-        model,
-        PeftConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=config.targets if config.targets == "all-linear" else config.targets.split(","),
-            task_type=task,
-        ),
-    )
+    options: dict[str, Any] = {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": config.targets if config.targets == "all-linear" else config.targets.split(","),
+        "task_type": task,
+    }
+    return get_peft_model(model, PeftConfig(**options))
 
 
 def merge(model: Any) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.ppo import PPOConfig
 from prefloop.models.forward import hidden_states
+from prefloop.models.loading import embedding_shape
 from prefloop.models.reward_model import RewardModel
 
 
@@ -59,10 +60,10 @@ def make_critic(
     A separate one starts from the reward model's trunk (Ouyang et al. 2022, appendix C.4) where that reads
     the policy's tokens; from the policy's where the reward model has a tokenizer or architecture of its own.
     """
-    width = int(policy.get_input_embeddings().weight.shape[1])
+    width = embedding_shape(policy)[1]
     if config.critic == "shared":
         return Critic(None, width)
     same_tokens = reward_model.tokenizer.get_vocab() == tokenizer.get_vocab()
     if config.critic_base == "reward" and same_tokens and not reward_model.encoder_only:
-        return Critic(reward_model.model, int(reward_model.model.get_input_embeddings().weight.shape[1]))
+        return Critic(reward_model.model, embedding_shape(reward_model.model)[1])
     return Critic(policy, width)

@@ -29,13 +29,13 @@ def precision_context(precision: str, device: str) -> AbstractContextManager[obj
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states of a model's trunk: (B, T) -> (B, T, D)."""
     trunk = plain(model).base_model
-    output = trunk(
+    hidden: Tensor = trunk(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
         position_ids=positions(attention_mask),
         use_cache=False,
-    )
-    return output.last_hidden_state
+    ).last_hidden_state
+    return hidden
 
 
 def token_logprobs(

@@ -91,18 +91,21 @@ def load_policy(
     try:
         if random_weights:
             config = AutoConfig.from_pretrained(name, **options)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
+            model, found = loaded
             require_weights(name, found["missing_keys"])
     except UNREADABLE as error:
         raise ModelError(
             f"the model {name} could not be loaded: {first_line(error)}", _remedy(name)
         ) from error
     fit_embeddings(model, tokenizer)
-    return turn_dropout_off(model).to(device), tokenizer
+    turn_dropout_off(model)
+    require_causal(name, model)
+    return to_device(model, device), tokenizer
 
 
 def require_weights(source: str, missing: Iterable[str]) -> None:
@@ -119,9 +122,36 @@ def require_weights(source: str, missing: Iterable[str]) -> None:
         )
 
 
+@torch.no_grad()
+def require_causal(source: str, model: PreTrainedModel) -> None:
+    """Refuses a model that reads ahead: encoders load as language models, too, and would write nonsense.
+
+    Raises:
+        ModelError: what it makes of a token depends on the next one.
+    """
+    first, last = model(input_ids=torch.tensor([[0, 1], [0, 2]])).logits[:, 0]
+    if not torch.allclose(first, last, atol=1e-5, rtol=1e-5, equal_nan=True):
+        raise ModelError(
+            f"{source} is no causal language model: it reads tokens before they are written",
+            "give a decoder; an encoder can be the trunk of a reward model (reward.base)",
+        )
+
+
+def embedding_shape(model: Any) -> tuple[int, int]:
+    """Rows and width of a model's input embeddings."""
+    rows, width = model.get_input_embeddings().weight.shape
+    return int(rows), int(width)
+
+
+def to_device(model: Any, device: str) -> PreTrainedModel:
+    """The model, moved to a device."""
+    moved: PreTrainedModel = model.to(device)
+    return moved
+
+
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Widens the embeddings to the tokenizer's size and tells the model its pad token."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > embedding_shape(model)[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
@@ -143,9 +173,10 @@ def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:
     ):
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
-            module.attention_dropout = 0.0
+    layer: Any
+    for layer in model.modules():
+        if isinstance(getattr(layer, "attention_dropout", None), float):
+            layer.attention_dropout = 0.0
     return model
 
 

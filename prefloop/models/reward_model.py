@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from prefloop.models.loading import (
     hub_options,
     load_tokenizer,
     require_weights,
+    to_device,
     turn_dropout_off,
 )
 from prefloop.training.noise import torch_seed
@@ -57,6 +59,7 @@ class RewardModel(nn.Module):
         if self.encoder_only:
             # BERT-like position tables; what lies beyond is cut at the beginning, never at the answer.
             self.max_length = min(self.max_length, 512)
+            tokenizer.truncation_side = "left"
 
     def encode(self, prompt: Prompt, completion: Prompt, max_length: int = 0) -> list[int]:
         """Tokens of the whole conversation; a longer one loses its beginning."""
@@ -64,11 +67,9 @@ class RewardModel(nn.Module):
         text = render(self.tokenizer, messages).rstrip("\n")
         limit = min(max_length or self.max_length, self.max_length)
         if self.encoder_only:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            extra = self.tokenizer.num_special_tokens_to_add()
-            return list(self.tokenizer.build_inputs_with_special_tokens(ids[-(limit - extra) :]))
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids[-limit:]
+            # It expects the special tokens around a text that its tokenizer puts there.
+            return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"][-limit:])
 
     def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded conversations: (B,) float32, read at the last real token of a decoder."""
@@ -82,7 +83,8 @@ class RewardModel(nn.Module):
             logits = self.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), **extra
             ).logits
-        return logits.squeeze(-1).float()
+        scores: Tensor = logits.squeeze(-1).float()
+        return scores
 
     @torch.no_grad()
     def score(
@@ -128,7 +130,7 @@ class RewardModel(nn.Module):
         model, tokenizer = _load_classifier(str(folder), None, trust_remote_code, complete=True)
         normalisation = read_json(Path(folder) / _NORMALISATION)
         return cls(
-            model.to(device),
+            to_device(model, device),
             tokenizer,
             mean=normalisation["mean"],
             std=normalisation["std"],
@@ -156,7 +158,7 @@ class RewardModel(nn.Module):
             head.weight.normal_(0.0, 1.0 / math.sqrt(head.in_features + 1))
             if head.bias is not None:
                 head.bias.zero_()
-        return cls(model.to(device), tokenizer, precision=precision)
+        return cls(to_device(model, device), tokenizer, precision=precision)
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
@@ -170,8 +172,9 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
         if isinstance(head, nn.Linear):
             return head
         for inner in ("out_proj", "dense_out", "summary"):
-            if isinstance(getattr(head, inner, None), nn.Linear):
-                return getattr(head, inner)
+            last = getattr(head, inner, None)
+            if isinstance(last, nn.Linear):
+                return last
     raise ModelError(f"{type(model).__name__} has no score head that prefloop knows")
 
 
@@ -187,7 +190,7 @@ def _load_classifier(
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "right"
     try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source,
             num_labels=1,
             dtype=torch.float32,
@@ -200,6 +203,7 @@ def _load_classifier(
             f"the reward model's trunk {source} could not be loaded: {first_line(error)}",
             "give a folder or hub id of an encoder or decoder with safetensors weights",
         ) from error
+    model, found = loaded
     if complete:
         require_weights(source, found["missing_keys"])
     fit_embeddings(model, tokenizer)

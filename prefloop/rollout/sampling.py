@@ -96,7 +96,7 @@ class Sampler:
             for i, result in zip(group, self._batch([encoded[i] for i in group], noise), strict=True):
                 done[i] = result
         completions = [done[i][0] for i in range(len(encoded))]
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
+        texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
         return Rollouts(encoded, completions, texts, [done[i][1] for i in range(len(encoded))])
 
     @torch.no_grad()
