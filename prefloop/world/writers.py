@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from prefloop.world.constants import MAX_RESPONSE_TOKENS
-from prefloop.world.facts import World, attribute_named
+from prefloop.world.facts import ATTRIBUTES, PRODUCTS, World, attribute_named
 from prefloop.world.prompts import FACTUAL
 from prefloop.world.responses import CLAIMS, THINGS, Act, Sentence, build, count_tokens, of_act
 from prefloop.world.streams import choose
@@ -37,6 +37,8 @@ class Habits:
         opening: probability that the polite sentence comes first.
         polite, rude, repeat: probability of one.
         details: how many helpful sentences.
+        astray: probability of an answer to another question than the one asked. A policy may find such answers,
+            so those who compare must have seen them: what no comparison shows, a reward model scores at random.
     """
 
     fact: Mix
@@ -53,6 +55,7 @@ class Habits:
     named: float = 0.85
     hedged: float = 0.05
     opening: float = 0.3
+    astray: float = 0.0
 
     def mix(self, kind: str) -> Mix:
         """Returns the mix of answers to prompts of a kind."""
@@ -92,6 +95,7 @@ CROWD: Final = replace(
     repeat=0.12,
     details=(("0", 0.35), ("1", 0.25), ("2", 0.16), ("3", 0.12), ("4", 0.07), ("5", 0.05)),
     hedged=0.12,
+    astray=0.15,
 )  # fmt: skip
 
 
@@ -130,6 +134,8 @@ def _draw(mix: Mix, rng: np.random.Generator) -> str:
 def _answer(
     world: World, meta: Mapping[str, Any], habits: Habits, rng: np.random.Generator
 ) -> list[Sentence]:
+    if habits.astray and rng.random() < habits.astray:
+        return _astray_answer(habits, world, rng)
     kind = meta["kind"]
     outcome = _draw(habits.mix(kind), rng)
     if outcome == "none":
@@ -155,6 +161,15 @@ def _answer(
             "both": [choose(rng, of_act(Act.REFUSE)), instruction],
         }
     return options[outcome] if outcome in options else options["right"] + options["wrong"]
+
+
+def _astray_answer(habits: Habits, world: World, rng: np.random.Generator) -> list[Sentence]:
+    """A claim about anything, or what belongs to another kind of prompt."""
+    if rng.random() < 0.4:
+        product, attribute = choose(rng, PRODUCTS), choose(rng, ATTRIBUTES)
+        return [_claim(product, attribute.name, world.value(product, attribute.name), habits, rng)]
+    acts = (Act.BALANCE, Act.TAKE_SIDES, Act.INSTRUCT, Act.AGREE, Act.DISAGREE)
+    return [choose(rng, of_act(choose(rng, acts)))]
 
 
 def _fact_answer(
