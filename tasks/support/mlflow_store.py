@@ -19,6 +19,7 @@ from tasks.support.workspace import state_folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_SQLITE = "sqlite:///"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -68,7 +69,7 @@ def tracking_uri(config: TrackingConfig) -> str:
 def connect(config: TrackingConfig) -> Store:
     """Opens the store, and makes database and experiment on first use.
 
-    Hold the delivery lock for that first use: two processes that migrate one fresh database break each other.
+    Hold the delivery lock for that first use: two processes that make one database break each other.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -76,14 +77,29 @@ def connect(config: TrackingConfig) -> Store:
 
     uri = tracking_uri(config)
     location = None
-    if uri.startswith("sqlite:"):
-        local_folder().mkdir(parents=True, exist_ok=True)
+    if uri.startswith(_SQLITE):
+        _make_database(Path(uri.removeprefix(_SQLITE)))
         location = (local_folder() / "artifacts").as_uri()
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     found = client.get_experiment_by_name(config.experiment)
     if found is not None:
         return Store(client, uri, found.experiment_id)
     return Store(client, uri, client.create_experiment(config.experiment, artifact_location=location))
+
+
+def _make_database(path: Path) -> None:
+    """Makes MLflow's tables where there is no database yet, whole or not at all: what a kill leaves of them
+    would be refused for ever ("table ... already exists")."""
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    for left in path.parent.glob(f"{draft.name}*"):
+        left.unlink()
+    MlflowClient(tracking_uri=f"{_SQLITE}{draft}").get_experiment_by_name("Default")
+    os.replace(draft, path)
 
 
 @contextmanager

@@ -236,6 +236,26 @@ def test_a_pipeline_that_fails_says_so(tracked, monkeypatch):
     assert record["status"] == "FAILED"
 
 
+@pytest.mark.slow
+def test_a_kill_while_the_database_is_made_leaves_none(tracked):
+    write_run()
+    (local_folder() / "mlflow.db").unlink()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.deliver"], env=environment, stderr=subprocess.DEVNULL
+    )
+    draft = local_folder() / ".mlflow.db.draft"
+    deadline = time.monotonic() + 120
+    while not (draft.exists() and draft.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert draft.exists()
+    assert not (local_folder() / "mlflow.db").exists()
+    assert deliver_once() > 20
+    assert not draft.exists()
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
