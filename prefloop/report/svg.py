@@ -76,7 +76,7 @@ def horizontal_axis(
         parts.append(element("text", short(tick), x=x, y=bottom + 14, class_="tick", text_anchor="middle"))
     if label:
         middle = (scale.start + scale.stop) / 2
-        parts.append(element("text", label, x=middle, y=bottom + 29, class_="axis", text_anchor="middle"))
+        parts.append(element("text", label, x=middle, y=bottom + 34, class_="axis", text_anchor="middle"))
     return parts
 
 
