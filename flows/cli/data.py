@@ -39,7 +39,7 @@ def import_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Convert files into a new version under data/sources/, tracked by DVC. Equal content is imported once."""
+    """Convert files into a new version under data/sources/, tracked by DVC; equal content once only."""
     settings.apply(Path("."))
     version = import_files(format, files, dict(map(_pair, option or [])))
     pointer = version.folder.with_name(f"{version.name}.dvc")
@@ -108,6 +108,6 @@ def _track(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkspaceError(
-            f"{folder} was imported, but DVC could not track it: {done.stderr.strip() or done.stdout.strip()}",
+            f"{folder} was imported, but DVC cannot track it: {done.stderr.strip() or done.stdout.strip()}",
             f"mend that (prefloop doctor helps), then import again or run: dvc add {folder}",
         )

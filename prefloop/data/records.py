@@ -11,7 +11,7 @@ Every kind is JSON Lines. `prompt` and completions are strings or lists of `{"ro
 | prompts, evaluation | `prompt` |
 
 Rank 0 is best, equal ranks are ties. Optional everywhere: `id`, `rater`, `source`, `line`, `round`, `policy`,
-`margin`, `probability`, `both_bad`, `skipped`, `meta`. A row `{"invalid": reason, "raw": ..., "source", "line"}`
+`margin`, `probability`, `both_bad`, `skipped`, `meta`. A row `{"invalid": reason, "raw", "source", "line"}`
 stands for one that an importer could not read.
 """
 

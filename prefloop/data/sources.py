@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,10 +51,16 @@ def from_world(config: WorldConfig, seed: int) -> Source:
         "preferences": lambda: build.preferences(
             world, config.preferences, config.completions, seed, config.preference_kinds or None
         ),
-        "prompts": lambda: build.prompts(world, config.prompts, seed, config.prompt_kinds or None),
-        "evaluation": lambda: build.evaluation(world, config.evaluation, config.harmful, seed),
+        "prompts": _kept(lambda: build.prompts(world, config.prompts, seed, config.prompt_kinds or None)),
+        "evaluation": _kept(lambda: build.evaluation(world, config.evaluation, config.harmful, seed)),
     }
     return Source("world", readers, synthetic=True)
+
+
+def _kept(make: Callable[[], Iterator[Row]]) -> Callable[[], Iterator[Row]]:
+    """A reader that makes its rows once: these kinds are small and read twice."""
+    rows = cache(lambda: list(make()))
+    return lambda: iter(rows())
 
 
 def from_version(version: Version) -> Source:

@@ -61,7 +61,7 @@ def test_nothing_is_written_when_a_file_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing"):
         import_files("trl", [good, tmp_path / "nowhere.jsonl"], {}, tmp_path)
     with pytest.raises(
-        DataError, match="none of 1 records could be read as hh-rlhf; the first: a.jsonl, line 1"
+        DataError, match=r"none of 1 records could be read as hh-rlhf; the first: a\.jsonl, line 1"
     ):
         import_files("hh-rlhf", [good], {}, tmp_path)
     assert versions(tmp_path) == []

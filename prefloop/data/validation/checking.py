@@ -325,7 +325,7 @@ def _stop_on_errors(kind: str, findings: list[Finding], rows: int) -> None:
             )
             messages.append(f"{finding.rows} of {rows} rows break {finding.name}: {named}{more}")
         else:
-            found = f"{finding.figure:g}, threshold {finding.threshold:g}"
+            found = f"{finding.figure:.4g}, threshold {finding.threshold:g}"
             messages.append(f"{finding.name} is {found} ({rows} rows came in){_main_reasons(findings)}")
     names = ", ".join(finding.name for finding in broken)
     raise DataError(

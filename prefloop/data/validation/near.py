@@ -4,9 +4,9 @@ Two texts are compared as sets of word triples. Signatures are cut into bands; r
 candidates. Each row is held against the first and the previous one of its band only, so that the work grows
 with the rows and not with their pairs, however alike they are.
 
-Templates: two texts of equally many words that differ in one or two of them are instances of a template ("What
-colour is the lamp?", "What colour is the oven?"), not duplicates, unless the differing words are two spellings of
-one word.
+Templates: two texts of equally many words that differ in one or two of them are instances of a template
+("Which colour is the lamp?", "Which colour is the oven?"), not duplicates, unless these are two spellings
+of one word.
 """
 
 from __future__ import annotations

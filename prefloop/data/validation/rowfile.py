@@ -27,27 +27,28 @@ class RowFile:
         self._handle = open(self.path, "rb")  # noqa: SIM115 - closed by `close`
 
     def __len__(self) -> int:
-        """Rows read so far by `lines`."""
+        """How many rows there are; known once `lines` or `rows` has passed all of them."""
         return len(self._offsets)
 
     def lines(self) -> Iterator[bytes]:
-        """Yields each line as it stands and remembers where it began."""
-        self._offsets = array("q")
+        """Yields each line as it stands; the first pass over all of them remembers where each began."""
+        offsets = array("q")
         offset = 0
         with open(self.path, "rb") as handle:
             for line in handle:
                 if line.strip():
-                    self._offsets.append(offset)
+                    offsets.append(offset)
                     yield line
                 offset += len(line)
+        self._offsets = offsets
 
     def rows(self) -> Iterator[Row]:
         """Yields each row. Raises DataError for a line that is no JSON object."""
-        for line in self.lines():
-            yield self._parsed(line, len(self._offsets) - 1)
+        for position, line in enumerate(self.lines()):
+            yield self._parsed(line, position)
 
     def row(self, position: int) -> Row:
-        """The row at a position that `lines` or `rows` has passed."""
+        """The row at a position, after a pass over all rows."""
         self._handle.seek(self._offsets[position])
         return self._parsed(self._handle.readline(), position)
 

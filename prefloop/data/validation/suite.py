@@ -65,9 +65,18 @@ class _Validator:
 
     def __init__(self, expectations: Sequence[Any]) -> None:
         import great_expectations as gx
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
 
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+        settings = DataContextConfig(
+            store_backend_defaults=InMemoryStoreBackendDefaults(),
+            progress_bars=ProgressBarsConfig(globally=False),
+            analytics_enabled=False,
+        )
+        context = gx.get_context(mode="ephemeral", project_config=settings)
         source = context.data_sources.add_pandas("features")
         self._batches = source.add_dataframe_asset("rows").add_batch_definition_whole_dataframe("all")
         self._suite = gx.ExpectationSuite("rows", expectations=list(expectations))
