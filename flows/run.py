@@ -20,7 +20,7 @@ from flows.promotion import promote, promotion_due
 from flows.rescue import refuse, rescue
 from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult, run_stage
-from flows.supervision import Supervisor, supervise
+from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
 from flows.workers.pool import Pool
 from prefloop.errors import PrefloopError
@@ -97,28 +97,37 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
     started = time.monotonic()
     settings.apply(root)
     with supervise(root, new_pipeline_id(), terminal.say) as supervisor:
-        repo = open_repo(root)
-        pool = Pool(supervisor, request.pool) if request.pool else None
-        remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}
-        if pool:
-            pool.prepare()
-        else:
-            run_preparation(supervisor, repo, terminal.line)
-        plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
-        _deal_with_edited(root, plan, request.force, terminal)
-        steps: dict[str, Callable[[], str]] = {}
-        if promotion_due(root, plan):
-            steps["promote"] = lambda: promote(supervisor, terminal.line)
-        if plan.nothing_to_do and not steps:
-            return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
-        for line in plan_lines(plan, skipped=False):
-            terminal.say(line)
-        with prefect_api(supervisor), tracked_pipeline(supervisor.pipeline) as tracked:
-            supervisor.variables |= tracked.variables
-            ended = _run(supervisor, request, plan, steps, terminal, started, remote)
-            tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
-            tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
-            return ended
+        try:
+            return _execute(root, request, terminal, supervisor, started)
+        except Stopped:  # before a stage was started
+            return Ended(Plan(()), signal_number=supervisor.signal_number)
+
+
+def _execute(
+    root: Path, request: Request, terminal: Terminal, supervisor: Supervisor, started: float
+) -> Ended:
+    repo = open_repo(root)
+    pool = Pool(supervisor, request.pool) if request.pool else None
+    remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}
+    if pool:
+        pool.prepare()
+    else:
+        run_preparation(supervisor, repo, terminal.line)
+    plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
+    _deal_with_edited(root, plan, request.force, terminal)
+    steps: dict[str, Callable[[], str]] = {}
+    if promotion_due(root, plan):
+        steps["promote"] = lambda: promote(supervisor, terminal.line)
+    if plan.nothing_to_do and not steps:
+        return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
+    for line in plan_lines(plan, skipped=False):
+        terminal.say(line)
+    with prefect_api(supervisor), tracked_pipeline(supervisor.pipeline) as tracked:
+        supervisor.variables |= tracked.variables
+        ended = _run(supervisor, request, plan, steps, terminal, started, remote)
+        tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
+        tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
+        return ended
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""`prefloop run --seeds N`: the pipeline once a seed, each in a clone; intervals over seeds as well as prompts."""
+"""`prefloop run --seeds N`: the pipeline once a seed, each in a clone; intervals over seeds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 def run_seeds(root: Path, count: int, request: Request, terminal: Terminal, *, as_json: bool) -> int:
     """Runs seeds s, s+1, ... one after the other and writes metrics/seeds.json.
 
-    Clones share the workspace's DVC cache and tracking; a seed that was run before is restored from the cache.
+    Clones share the workspace's DVC cache and tracking; a seed that ran before is restored from the cache.
 
     Returns:
         0, or the exit code of the run that failed or was stopped; finished seeds are kept.

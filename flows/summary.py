@@ -31,7 +31,7 @@ def summary_lines(root: Path, ended: Ended) -> list[str]:
         lines.append(f"{stage} failed: {error}")
     if ended.held_back:
         lines.append(f"not run: {', '.join(ended.held_back)}")
-    if ended.plan.nothing_to_do:
+    if ended.plan.stages and ended.plan.nothing_to_do:
         lines.append(f"nothing changed: all {len(ended.plan.stages)} stages are up to date")
     lines += policy_table(root)
     if (root / REPORT).exists() and not ended.exit_code:

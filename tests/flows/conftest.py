@@ -288,6 +288,9 @@ def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "/.prefloop/\n/models/\n/metrics/\n/runs/\n/reports/\n/data/raw/\n__pycache__/\n"
     )
     project = Project(root)
+    (root / ".prefloop/prefect").mkdir(parents=True)
+    home = {"PREFECT_HOME": str(root / ".prefloop/prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    project.shell(sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y", **home)
     project.shell("git", "init", "-q", "-b", "main")
     project.dvc("init", "-q")
     (root / ".dvc/config").write_text("[core]\n    analytics = false\n    autostage = false\n")
@@ -309,16 +312,17 @@ def finished_template(project_template: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def project(project_template: Path, tmp_path: Path) -> Iterator[Project]:
     """A workspace in which nothing ran yet."""
-    yield from _workspace(project_template, tmp_path)
+    yield from _workspace(project_template, tmp_path / "new")
 
 
 @pytest.fixture
 def finished(finished_template: Path, tmp_path: Path) -> Iterator[Project]:
     """A workspace in which everything is up to date."""
-    yield from _workspace(finished_template, tmp_path)
+    yield from _workspace(finished_template, tmp_path / "finished")
 
 
 def _workspace(template: Path, folder: Path) -> Iterator[Project]:
+    folder.mkdir()
     root = folder / "project"
     subprocess.run(["cp", "-a", str(template), str(root)], check=True)
     made = Project(root)

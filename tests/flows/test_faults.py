@@ -26,14 +26,16 @@ def started_training(project, **extra):
 
 
 def weights(project):
-    return {
-        str(file.relative_to(project.root)): file.read_bytes() for file in project.root.glob("models/*/*")
-    }
+    return weights_of(project.root)
 
 
-@pytest.fixture
-def undisturbed(finished):
-    return weights(finished)
+def weights_of(root):
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("models/*/*")}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished_template):
+    return weights_of(finished_template)
 
 
 def resumed_after(project) -> int:

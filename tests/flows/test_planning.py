@@ -22,7 +22,7 @@ def test_nothing_changed_then_everything_is_skipped_and_prefect_is_not_started(f
     assert actions(finished.plan()) == dict.fromkeys(STAGES, "skip")
     assert "nothing changed: all 8 stages are up to date" in finished.prefloop("run")
     assert finished.ran() == []
-    assert not (finished.root / ".prefloop/prefect").exists()
+    assert not (finished.root / ".prefloop/logs/prefect-server.log").exists()
 
 
 def test_nothing_ran_yet_then_everything_runs(project):
