@@ -1,6 +1,6 @@
 """Imports and validates a generated preference set; prints rows a second and peak memory.
 
-    python benchmarks/data_scale.py --rows 1000000
+    python -m benchmarks.data_scale --rows 1000000
 
 Half of the prompts come from a template and differ in one word, a tenth of the rows are dirty, and one in a
 thousand is a near-duplicate of an earlier row.

@@ -50,9 +50,7 @@ def refresh(root: Path, repo: Repo) -> None:
                 check=False,
             )
             if done.returncode:
-                raise StageFailed(
-                    stage.name, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:]
-                )
+                raise StageFailed(stage.name, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:])
 
 
 def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> None:

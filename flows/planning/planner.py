@@ -234,9 +234,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _parents(repo: Repo, stage: PipelineStage) -> tuple[str, ...]:
     parents = repo.index.graph.successors(stage)
-    return tuple(
-        sorted(p.name for p in parents if isinstance(p, PipelineStage) and not is_preparation(p))
-    )
+    return tuple(sorted(p.name for p in parents if isinstance(p, PipelineStage) and not is_preparation(p)))
 
 
 def _relative(repo: Repo, item: Output) -> str:

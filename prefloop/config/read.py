@@ -13,18 +13,6 @@ from prefloop.errors import ConfigError
 T = TypeVar("T")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                mark = node.value[place][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Reads a YAML mapping.
 
@@ -33,7 +21,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a safe loader
+        text = path.read_text(encoding="utf-8")
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        values = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is missing", "run from the repository's root, or restore the file"
@@ -60,3 +50,18 @@ def read_seed(path: Path | str = "params.yaml") -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
     return seed
+
+
+def _refuse_repeated_keys(node: Any, path: Path) -> None:
+    """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{path}, line {line}: the key {key.value!r} stands twice", "remove one of them")
+            seen.add(str(key.value))
+            _refuse_repeated_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)

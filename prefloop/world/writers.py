@@ -37,8 +37,8 @@ class Habits:
         opening: probability that the polite sentence comes first.
         polite, rude, repeat: probability of one.
         details: how many helpful sentences.
-        astray: probability of an answer to another question than the one asked. A policy may find such answers,
-            so those who compare must have seen them: what no comparison shows, a reward model scores at random.
+        astray: probability of an answer to another question than the one asked. A policy may find such
+            answers, so raters must have seen them: what no comparison shows, a reward model scores at random.
     """
 
     fact: Mix
