@@ -59,7 +59,9 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         for key, value in node.value:
             if key.value in seen:
                 line = key.start_mark.line + 1
-                raise ConfigError(f"{path}, line {line}: the key {key.value!r} stands twice", "remove one of them")
+                raise ConfigError(
+                    f"{path}, line {line}: the key {key.value!r} stands twice", "remove one of them"
+                )
             seen.add(str(key.value))
             _refuse_repeated_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):

@@ -46,8 +46,8 @@ class TrainingConfig:
         micro_batch_size: examples a forward pass; 0 is the whole batch. Gradients add up to the same step.
         max_length: longest prompt plus completion (tokens).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
-        threads: CPU threads of this stage; 0 takes `compute.threads`. Stages that run side by side do best with
-            a share of the cores each.
+        threads: CPU threads of this stage; 0 takes `compute.threads`. Stages that run side by side do best
+            with a share of the cores each.
         lora: low-rank adapters.
     """
 
