@@ -36,7 +36,7 @@ def generated(rows: int, seed: int) -> Iterator[dict[str, str]]:
     recent: list[dict[str, str]] = []
     for number in range(rows):
         if number % 1000 == 999:
-            row = {**recent[number % len(recent)]}
+            row = {**recent[number // 1000 % len(recent)]}
             row["prompt"] += " now"
             yield row
             continue
