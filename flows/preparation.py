@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import json
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from flows.planning.planner import is_preparation, pipeline_stages
 from flows.settings import STATE, child_environment
 from flows.stage_run import StageFailed
 from flows.supervision import Supervisor
+from prefloop.files import write_json
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -51,6 +55,28 @@ def refresh(root: Path, repo: Repo) -> None:
             )
             if done.returncode:
                 raise StageFailed(stage.name, done.returncode, STATE / "logs", done.stderr.splitlines()[-5:])
+
+
+def import_text_sources(supervisor: Supervisor, patterns: Sequence[str], show: Show) -> None:
+    """Imports the files that `ingest.text` names as versions under data/sources/, once a state of them.
+
+    Patterns that match nothing are passed over: such files are used where they are present.
+
+    Raises:
+        StageFailed: a file cannot be imported.
+    """
+    root = supervisor.root
+    memory = root / STATE / "text-sources.json"
+    seen = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    for pattern in patterns:
+        files = sorted(glob.glob(str(root / pattern), recursive=True))
+        state = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
+        if not files or seen.get(pattern) == state:
+            continue
+        command = ["python", "-m", "flows.cli.main", "data", "import", "text", *files]
+        run_command(supervisor, "ingest.text", shlex.join(command), show)
+        seen[pattern] = state
+        write_json(memory, seen)
 
 
 def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> None:

@@ -15,7 +15,7 @@ from flows.leftovers import unfinished
 from flows.planning.model import Plan, StagePlan
 from flows.planning.planner import make_plan, open_repo
 from flows.planning.show import plan_lines
-from flows.preparation import run_preparation
+from flows.preparation import import_text_sources, run_preparation
 from flows.promotion import promote, promotion_due
 from flows.rescue import refuse, rescue
 from flows.server import prefect_api
@@ -23,6 +23,7 @@ from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
 from flows.workers.pool import Pool
+from prefloop.config.params import load_params
 from prefloop.errors import PrefloopError
 from tasks.support.pipeline import tracked_pipeline
 
@@ -106,6 +107,7 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
 def _execute(
     root: Path, request: Request, terminal: Terminal, supervisor: Supervisor, started: float
 ) -> Ended:
+    import_text_sources(supervisor, load_params(root / "params.yaml").ingest.text, terminal.line)
     repo = open_repo(root)
     pool = Pool(supervisor, request.pool) if request.pool else None
     remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}

@@ -50,13 +50,11 @@ def command(
     from flows.run import Request, execute
     from flows.summary import as_values, summary_lines
     from flows.terminal import Terminal
-    from prefloop.config.params import load_params
 
     root, terminal = Path("."), Terminal()
     apply_changes(
         root, preset, changes or [], ask=not yes and sys.stdin.isatty() and not as_json, say=terminal.say
     )
-    load_params(root / "params.yaml")
     if seeds > 1:
         from flows.seeds import run_seeds
 
