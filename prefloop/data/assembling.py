@@ -22,7 +22,7 @@ _PROVENANCE: Final = ("source", "line")
 
 
 def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> dict[str, Any]:
-    """Writes `folder`/{text,demonstrations,preferences,judge,prompts,evaluation}.jsonl.
+    """Writes `folder`/{text,demonstrations,preferences,judge,prompts,evaluation,held_out}.jsonl.
 
     Args:
         sources: oldest first; with `derive` "first", sources added at the end change no derived row.
@@ -116,6 +116,7 @@ class _Assembly:
         if place.use in ("rl", "evaluation"):
             if deriving:
                 self._derive_prompt("prompts" if place.use == "rl" else "evaluation", row, key)
+            self.chosen["held_out"].add(row, key)
             return _FATES[place.use]
         if deriving:
             for derived_kind, derived_row in _derived_rows(kind, row, self.plan.derived):

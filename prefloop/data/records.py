@@ -9,6 +9,7 @@ Every kind is JSON Lines. `prompt` and completions are strings or lists of `{"ro
 | preferences, judge | `prompt`, `chosen`, `rejected`; or `prompt`, `completions`, `ranks` |
 | unpaired | `prompt`, `completion`, `label` |
 | prompts, evaluation | `prompt` |
+| held_out | a comparison or demonstration whose prompt is for RL or evaluation: kept, never fitted on |
 
 Rank 0 is best, equal ranks are ties. Optional everywhere: `id`, `rater`, `source`, `line`, `round`, `policy`,
 `margin`, `probability`, `both_bad`, `skipped`, `meta`. A row `{"invalid": reason, "raw", "source", "line"}`
@@ -26,10 +27,10 @@ from typing import Any, Final
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 
-KINDS: Final = ("text", "demonstrations", "preferences", "judge", "prompts", "evaluation")
+KINDS: Final = ("text", "demonstrations", "preferences", "judge", "prompts", "evaluation", "held_out")
 """What the stages pass on; sources may hold `unpaired` besides."""
 
-COMPARISONS: Final = ("preferences", "judge")
+COMPARISONS: Final = ("preferences", "judge", "held_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def parse_row(kind: str, row: Mapping[str, Any]) -> Example:
     prompt = parse_messages(_key(row, "prompt"), "user", "prompt")
     if kind in ("prompts", "evaluation"):
         return Example(prompt, [], [])
-    if kind in ("demonstrations", "unpaired"):
+    if kind in ("demonstrations", "unpaired") or (kind == "held_out" and "completion" in row):
         if kind == "unpaired" and not isinstance(_key(row, "label"), bool):
             raise ValueError(f"label must be true or false, got {row['label']!r}")
         return Example(prompt, [parse_messages(_key(row, "completion"), "assistant", "completion")], [])

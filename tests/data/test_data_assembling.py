@@ -207,6 +207,7 @@ def test_every_row_has_one_fate_and_uses_stay_apart(drawn: list[tuple[int, str]]
             if kind != "text"
         }
         fitted = seen["demonstrations"] | seen["preferences"] | seen["judge"]
+        assert fitted.isdisjoint(seen["held_out"])
         assert not fitted & seen["prompts"]
         assert not fitted & seen["evaluation"]
         assert not seen["prompts"] & seen["evaluation"]
@@ -218,7 +219,8 @@ def test_world_rows_stand_first_and_imported_comparisons_join_them(tmp_path: Pat
     world = from_world(small, seed=0)
     alone = assemble([world], IngestConfig(world=small), tmp_path / "alone")
     assert alone["rows"] == {
-        "text": 20, "demonstrations": 30, "preferences": 20, "judge": 0, "prompts": 20, "evaluation": 25
+        "text": 20, "demonstrations": 30, "preferences": 20, "judge": 0, "prompts": 20, "evaluation": 25,
+        "held_out": 0,
     }  # fmt: skip
     taken = next(iter(world.rows("evaluation")))["prompt"]
     mine = source("001", preferences=[*pairs(0, 30), {"prompt": taken, "chosen": "a", "rejected": "b"}])
@@ -227,3 +229,11 @@ def test_world_rows_stand_first_and_imported_comparisons_join_them(tmp_path: Pat
     before, after = contents(tmp_path / "alone"), contents(tmp_path / "joined")
     assert {kind for kind in KINDS if before[kind] != after[kind]} == {"preferences"}
     assert rows(tmp_path / "joined", "preferences")[-1]["invalid"] == "prompt also in evaluation"
+
+
+def test_rows_that_are_not_fitted_on_are_kept_apart(tmp_path: Path) -> None:
+    """They are validated too, so that quarantine names every dirty row."""
+    counts = assemble([source("001", preferences=pairs(0, 300))], FILES, tmp_path)
+    kept = prompts(tmp_path, "held_out")
+    assert kept == prompts(tmp_path, "prompts") | prompts(tmp_path, "evaluation")
+    assert counts["rows"]["held_out"] + counts["rows"]["preferences"] + counts["rows"]["judge"] == 300

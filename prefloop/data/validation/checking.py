@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prefloop.config.validate import Expectation, ValidateConfig
-from prefloop.data.records import COMPARISONS, parse_row, plain
+from prefloop.data.records import parse_row, plain
 from prefloop.data.validation.features import COLUMNS, CountTokens, content_key, count_words, measure
 from prefloop.data.validation.near import Bands, near_duplicates, words_of
 from prefloop.data.validation.pairs import PairLog
@@ -43,6 +43,7 @@ APPLICABLE: Final[Mapping[str, tuple[str, ...]]] = {
     "judge": (*_ALL, *_PROMPTED, *_ANSWERED, *_COMPARED),
     "prompts": (*_ALL, *_PROMPTED, *_NEEDED),
     "evaluation": (*_ALL, *_PROMPTED, *_NEEDED),
+    "held_out": (*_ALL, *_PROMPTED, *_ANSWERED, *_COMPARED),
 }
 """The expectations that each kind is held to."""
 
@@ -130,7 +131,7 @@ def check_kind(
                 bad[positions] = True
         explain = _Explainer(kind, rows, measured.links, count_tokens)
         figures = _figures(measured, bad, features)
-        met = judge_figures(figures, active)
+        met = judge_figures(figures, active) if len(rows) or "usable_rows" in active else {}
         findings = [
             _finding(
                 name, active[name], broken.get(name), met.get(name, True), figures, explain, config.examples
@@ -204,7 +205,7 @@ def _measure_all(
             sources[str(row.get("source") or "unnamed")] += 1
             if row.get("both_bad") or row.get("skipped"):
                 unjudged.append(position)
-            if example and kind in COMPARISONS:
+            if example and example.ranks:
                 measured.pairs.add(position, row, example, count_tokens)
             if bands:
                 bands.add(_parts(row, kind) if example else [])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from prefloop.data.records import COMPARISONS, Example, Messages, Row, key_of, normalise, parse_row, plain
+from prefloop.data.records import Example, Messages, Row, key_of, normalise, parse_row, plain
 from prefloop.data.validation import patterns
 
 CountTokens = Callable[[str], int]
@@ -87,7 +87,7 @@ def _faults(kind: str, example: Example) -> Iterator[tuple[str, Iterator[str]]]:
         yield "completion_not_empty", _empty_completions(example)
     if example.completions and kind != "text":
         yield "ends_with_assistant", _foreign_endings(example)
-    if kind in COMPARISONS:
+    if example.ranks:
         yield "completions_differ", _equal_completions(example)
         yield "same_prompt", _extra_turns(example)
 
