@@ -30,17 +30,20 @@ class Exchange:
     Attributes:
         code: bare git repository with the commits that workers check out.
         data: DVC remote.
+        results: a JSON file a flow run of a worker: what it made, as dvc.lock has it.
     """
 
     code: Path
     data: Path
+    results: Path
 
 
 def open_exchange(root: Path) -> Exchange:
     """Makes the shared folder on first use, and tells DVC of it in .dvc/config.local."""
     folder = Path(os.environ.get("PREFLOOP_REMOTE") or root / STATE / "remote").absolute()
-    exchange = Exchange(folder / "code.git", folder / "data")
+    exchange = Exchange(folder / "code.git", folder / "data", folder / "results")
     exchange.data.mkdir(parents=True, exist_ok=True)
+    exchange.results.mkdir(parents=True, exist_ok=True)
     if not exchange.code.exists():
         run(root, ["git", "init", "--quiet", "--bare", str(exchange.code)])
     dvc(root, "remote", "add", "--local", "--force", REMOTE, str(exchange.data))

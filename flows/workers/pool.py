@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from flows.stage_run import Outcome, StageFailed, StageResult
 from flows.supervision import Stopped, Supervisor
 from flows.workers.exchange import REMOTE, dvc, merge_lock, open_exchange, publish_code
 from prefloop.errors import ConfigError
-from prefloop.files import atomic_file
+from prefloop.files import atomic_file, read_json
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -93,6 +93,7 @@ class Pool:
                 "commit": self._commit,
                 "code": str(self._exchange.code),
                 "data": str(self._exchange.data),
+                "results": str(self._exchange.results),
                 "lock": lock,
                 "pipeline": self._supervisor.pipeline,
             },
@@ -101,7 +102,7 @@ class Pool:
         )
         show(stage, f"waits for a worker of pool {self._name}")
         self._wait(flow_run.id, stage or "environment", show)
-        return read_result(flow_run.id)
+        return dict(read_json(self._exchange.results / f"{flow_run.id}.json"))
 
     def _wait(self, flow_run: UUID, stage: str, show: Show) -> None:
         from prefect.client.orchestration import get_client
@@ -134,15 +135,13 @@ def ensure_deployment(pool: str) -> str:
     """Makes the work pool and the deployment for it where they are missing; returns the deployment's name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectAlreadyExists
     from prefect.utilities.callables import parameter_schema
 
     from flows.workers.stage import remote_stage
 
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(pool)
-        except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         client.create_deployment(
             flow_id=client.create_flow(remote_stage),
@@ -153,17 +152,3 @@ def ensure_deployment(pool: str) -> str:
             parameter_openapi_schema=parameter_schema(remote_stage).model_dump_for_openapi(),
         )
     return f"{remote_stage.name}/{pool}"
-
-
-def read_result(flow_run: UUID) -> dict[str, Any]:
-    """What the worker left as an artifact of its flow run."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
-        )
-    if not found:
-        raise StageFailed("remote", 1, STATE / "logs", ["the worker's run left no result"])
-    return dict(json.loads(str(found[0].data)))

@@ -7,33 +7,33 @@ stage and one DVC cache for all of them.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.planning.planner import is_preparation, open_repo, pipeline_stages
 from flows.preparation import run_preparation
 from flows.stage_run import run_stage
 from flows.supervision import supervise
 from flows.workers.exchange import REMOTE, dvc, fetch_code, write_lock
+from prefloop.files import write_json
 from tasks.support.workspace import slug
-
-RESULT = "prefloop-result"
 
 
 @flow(name="prefloop-stage", flow_run_name="{stage}", persist_result=False)
-def remote_stage(stage: str, commit: str, code: str, data: str, lock: str, pipeline: str) -> None:
-    """Runs one stage and leaves its dvc.lock entry as an artifact of this flow run.
+def remote_stage(
+    stage: str, commit: str, code: str, data: str, results: str, lock: str, pipeline: str
+) -> None:
+    """Runs one stage and leaves its dvc.lock entry in the shared folder.
 
     Args:
         stage: name as in dvc.yaml; empty only resolves the worker's environment.
         commit: published commit of the workspace.
-        code, data: shared git repository and DVC remote.
+        code, data, results: shared git repository, DVC remote, and folder of results.
         lock: text of the coordinator's dvc.lock; it says which inputs to fetch.
         pipeline: id of the pipeline run.
     """
@@ -58,7 +58,7 @@ def remote_stage(stage: str, commit: str, code: str, data: str, lock: str, pipel
             dvc(clone, "push", "--run-cache", "--remote", REMOTE, stage)
             files = result["files"] | _uncached(clone, stage=stage)
             result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
-    create_markdown_artifact(json.dumps(result), key=RESULT)
+    write_json(Path(results) / f"{flow_run.get_id()}.json", result)
 
 
 def clone_folder(code: str, stage: str) -> Path:
