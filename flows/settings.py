@@ -45,5 +45,6 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         **TELEMETRY_OFF,
         "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",  # stages have a progress line of their own
         **(extra or {}),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.planning.show import duration
 from flows.run import Ended
+from prefloop.config.read import read_yaml
 
 COLUMNS = (
     ("gold", "gold"),
@@ -57,6 +58,8 @@ def policy_table(root: Path) -> list[str]:
     policies = evaluation(root).get("policies", {})
     if not policies:
         return []
+    order = (read_yaml(root / "params.yaml").get("evaluate") or {}).get("policies", [])
+    policies = {name: policies[name] for name in [*order, *policies] if name in policies}
     rows = [["policy", *(title for title, _ in COLUMNS)]]
     rows += [[name, *(cell(figures.get(key)) for _, key in COLUMNS)] for name, figures in policies.items()]
     return ["", *align(rows)]
