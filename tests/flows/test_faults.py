@@ -128,10 +128,10 @@ def test_a_named_server_that_does_not_answer_is_told(project):
     assert project.ran() == []
 
 
-def test_a_locked_prefect_database_is_told(project):
-    home = project.root / ".prefloop/prefect"
-    home.mkdir(parents=True)
-    (home / "prefect.db").mkdir()
+def test_a_prefect_database_that_cannot_be_opened_is_told(project):
+    database = project.root / ".prefloop/prefect/prefect.db"
+    database.unlink()
+    database.mkdir()
     output = project.prefloop("run", code=6)
     assert "Prefect's server did not start" in output
     assert project.processes() == []
