@@ -2,7 +2,7 @@
 
 import os
 
-# Threads that wait for one another spin this often before they sleep. OpenMP reads it when torch is first imported, so
-# it stands here. Its own default spins for milliseconds: on cores that other processes use too, a step then took up to
-# eight times as long.
+# Threads that wait for one another spin this often before they sleep. OpenMP reads it when torch is first
+# imported, so it stands here. Its own default spins for milliseconds: on cores that other processes use too, a
+# step then took up to eight times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefloop.data.templates import Message
-from prefloop.objectives.bradley_terry import pair_indices
+from prefloop.objectives.pairs import pair_indices
 
 
 @dataclass(frozen=True)

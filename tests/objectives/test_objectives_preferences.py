@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prefloop.objectives.bradley_terry import pair_indices, pairwise_loss, ranking_loss
+from prefloop.objectives.bradley_terry import pairwise_loss, ranking_loss
 from prefloop.objectives.dpo import dpo_loss
+from prefloop.objectives.pairs import pair_indices
 
 POLICY_CHOSEN, POLICY_REJECTED = [-10.0, -12.0], [-11.0, -9.0]
 REFERENCE_CHOSEN, REFERENCE_REJECTED = [-10.5, -11.0], [-10.2, -10.0]
