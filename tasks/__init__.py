@@ -3,6 +3,6 @@
 import os
 
 # Threads that wait for one another spin this often before they sleep. OpenMP reads it when torch is first
-# imported, so it stands here. Its own default spins for milliseconds: on cores that other processes use too, a
+# imported, so it stands here. Its own default spins for milliseconds: on cores that others use too, a
 # step then took up to eight times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
