@@ -19,7 +19,7 @@ from prefloop.report.page import render
 from tasks.support.stage import Stage
 
 METRICS, PLOTS, SAMPLES = Path("metrics"), Path("plots"), Path("reports/samples")
-KINDS = ("text", "demonstrations", "preferences", "judge", "prompts", "evaluation")
+KINDS = ("text", "demonstrations", "preferences", "judge", "held_out", "prompts", "evaluation")
 TRAINING = ("base", "sft", "reward", "judge", "ppo", "dpo")
 SETTINGS = ("ingest", *TRAINING, "evaluate", "promote")
 
