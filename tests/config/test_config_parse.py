@@ -171,3 +171,10 @@ def test_a_seed_is_a_whole_number(tmp_path: Any, seed: str) -> None:
     path.write_text(f"seed: {seed}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="seed must be a whole number"):
         read_seed(path)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Any) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("seed: 0\nppo:\n  steps: 1\n  sampling: {temperature: 1.0, temperature: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"line 4: the key 'temperature' stands twice"):
+        read_yaml(file)
