@@ -91,7 +91,9 @@ def apply(environment: Environment, threads: int = 0) -> None:
     """Sets threads (the environment's where `threads` is 0) and deterministic algorithms for this process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a stage has a progress line of its own
     torch.set_num_threads(threads or environment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
