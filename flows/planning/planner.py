@@ -157,7 +157,7 @@ def _plan_stage(
         reasons = reasons or output_reasons
         action = Action.RUN if reasons else Action.MAYBE
     elif reasons or output_reasons:
-        found = None if forced else find_outputs(repo, stage, inputs)
+        found = None if forced else (None if reasons else _kept(stage)) or find_outputs(repo, stage, inputs)
         action = Action.RESTORE if found else Action.RUN
         outputs = found or {}
         reasons = reasons or output_reasons
@@ -173,6 +173,13 @@ def _plan_stage(
         seconds=past_seconds(Path(repo.root_dir), stage.name),
         edited=tuple(edited),
     )
+
+
+def _kept(stage: PipelineStage) -> dict[str, Content] | None:
+    """The outputs that dvc.lock names, when DVC's cache holds them all: nothing but a checkout is needed."""
+    if all(out.hash_info and not out.changed_cache() for out in stage.outs):
+        return {out.fs_path: (out.hash_info, out.meta) for out in stage.outs}
+    return None
 
 
 def _outputs(

@@ -88,6 +88,8 @@ def test_a_missing_output_is_restored_and_without_a_cache_made_again(finished):
     assert plan["ppo"]["action"] == "restore"
     assert texts(plan, "ppo") == ["models/ppo is missing"]
     assert plan["evaluate@ppo"]["action"] == "skip"
+    shutil.rmtree(finished.root / ".dvc/cache/runs")
+    assert finished.plan()["ppo"]["action"] == "restore"
     shutil.rmtree(finished.root / ".dvc/cache")
     plan = finished.plan()
     assert plan["ppo"]["action"] == "run"
