@@ -41,7 +41,7 @@ ui: $(STAMP)  ## open MLflow and Prefect on what ran
 	@$(BIN)/python -m flows.ui $(ARGS)
 
 test: $(STAMP)  ## every test, offline. ARGS="-m 'not slow'" leaves out the slow ones
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .

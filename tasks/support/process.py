@@ -2,7 +2,8 @@
 
 Three ways lead a stage to its end when the process it works for is gone, each for a case that the others
 miss: a named pipe whose end of file says that the pipeline died (DVC closes inherited descriptors, a name
-passes), Linux's parent-death signal, and a changed parent pid where there is none.
+passes), Linux's parent-death signal, and a look at the parents: DVC starts a command through a shell, and
+some shells stay between the two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import psutil
 PARENT_PIPE = "PREFLOOP_PARENT_PIPE"
 DVC_STAGE = "DVC_STAGE"
 POLL_SECONDS = 0.5
+SHELLS = ("sh", "ash", "bash", "dash", "fish", "ksh", "zsh")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -112,19 +114,44 @@ def watch_parent(on_death: Callable[[], None]) -> None:
     pipe = os.environ.get(PARENT_PIPE, "")
     if not pipe and DVC_STAGE not in os.environ:
         return
-    parent = os.getppid()
+    parent, employer = os.getppid(), _employer()
     _ask_for_death_signal()
-    threading.Thread(target=_wait, args=(pipe, parent, on_death), name="parent-watch", daemon=True).start()
+    threading.Thread(
+        target=_wait, args=(pipe, parent, employer, on_death), name="parent-watch", daemon=True
+    ).start()
 
 
-def _wait(pipe: str, parent: int, on_death: Callable[[], None]) -> None:
+def _employer() -> ProcessId | None:
+    """The nearest ancestor that is no shell; None where there is none (init took over its shell)."""
+    with suppress(psutil.Error):
+        for ancestor in psutil.Process().parents():
+            if ancestor.name().lstrip("-") not in SHELLS:
+                return identify(ancestor.pid)
+    return None
+
+
+def _session(pid: int) -> int | None:
+    """Session of a process; DVC shares its own with its commands."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _wait(pipe: str, parent: int, employer: ProcessId | None, on_death: Callable[[], None]) -> None:
     try:
         descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) if pipe else -1
     except OSError:
         on_death()  # the pipe was removed: its owner ended before this process could look
         return
-    while os.getppid() == parent and not (descriptor >= 0 and _ended(descriptor)):
-        if descriptor < 0:
+    if employer is None or (DVC_STAGE in os.environ and _session(employer.pid) != os.getsid(0)):
+        on_death()  # DVC was gone before this process could look, and somebody else inherited it
+        return
+    while os.getppid() == parent and employer.alive():
+        if descriptor >= 0:
+            if _ended(descriptor):
+                break
+        else:
             time.sleep(POLL_SECONDS)
     on_death()
 

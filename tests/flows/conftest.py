@@ -174,6 +174,7 @@ class Project:
         return {
             **cleaned,
             "PYTHONPATH": str(REPOSITORY),
+            "SHELL": str(self.root / "bin/sh"),
             "HF_HUB_OFFLINE": "1",
             "PREFLOOP_TRACKING": "off",
             "GIT_CONFIG_GLOBAL": os.devnull,
@@ -248,12 +249,12 @@ class Project:
         return found
 
     def wait_for_process(self, words: str, seconds: float = 240) -> psutil.Process:
-        """Waits until a process whose command line holds `words` works in this folder."""
+        """Waits until a process whose command line holds `words` works in this folder (no shell)."""
 
         def search() -> psutil.Process | None:
             for process in self.processes():
                 try:
-                    if words in " ".join(process.cmdline()):
+                    if words in " ".join(process.cmdline()) and process.name() != "sh":
                         return process
                 except psutil.Error:
                     continue
@@ -281,6 +282,9 @@ def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tasks").mkdir()
     (root / "tasks/sft.py").write_text("LEARNING = 1\n")
     (root / "work.py").write_text(textwrap.dedent(WORK).lstrip())
+    (root / "bin").mkdir()
+    (root / "bin/sh").write_text('#!/bin/sh\n/bin/sh "$@"\nexit $?\n')  # many a shell stays between
+    (root / "bin/sh").chmod(0o755)
     (root / "resolve.py").write_text(RESOLVE.lstrip())
     (root / "dvc.yaml").write_text(PIPELINE.lstrip())
     (root / "params.yaml").write_text(PARAMS)

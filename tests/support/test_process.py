@@ -39,12 +39,22 @@ with lifeline(Path(sys.argv[1]) / "pipe") as variables:
 """
 
 
-def start(script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+LIKE_DVC = """
+import os, subprocess, sys, time
+# A shell that stays between DVC and its command, in one session with both.
+child = subprocess.Popen(["/bin/sh", "-c", f"{sys.executable} -c \\"$CHILD\\"; exit 0"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def start(script: str, *arguments: str, new_session: bool = False, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 
@@ -67,6 +77,21 @@ def test_a_grandchild_ends_when_the_process_at_the_top_is_killed(tmp_path: Path)
     parent.wait()
     assert gone(group)
     parent.stdout.close()
+
+
+@pytest.mark.parametrize("before_it_looks", [False, True])
+def test_a_command_ends_with_a_dvc_that_is_killed_behind_a_shell(before_it_looks: bool) -> None:
+    late = "time.sleep(2); watch_parent(lambda"
+    child = CHILD.replace("watch_parent(lambda", late) if before_it_looks else CHILD
+    dvc = start(LIKE_DVC, CHILD=child, DVC_STAGE="sft", new_session=True)
+    assert dvc.stdout is not None
+    dvc.stdout.readline()
+    if not before_it_looks:
+        assert dvc.stdout.readline() == "ready\n"
+    dvc.kill()
+    dvc.wait()
+    assert gone(dvc.pid)
+    dvc.stdout.close()
 
 
 def test_a_process_started_by_hand_watches_nobody() -> None:
