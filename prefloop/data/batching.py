@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from prefloop.data.templates import Encoded
 from prefloop.training.noise import permutation
+
+GROUP_COST = {"cpu": 192, "cuda": 4096}
+"""Tokens whose computing takes as long as what a further forward pass costs besides (launches, small
+operations), at the small models that feel it most."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,14 @@ class Batch:
     def to(self, device: str) -> Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.wanted.to(device))
 
+    def rows(self, index: Sequence[int]) -> Batch:
+        """Some rows, cut to the longest of them."""
+        index = list(index)
+        width = int(self.attention_mask[index].sum(dim=-1).max())
+        return Batch(
+            self.input_ids[index, :width], self.attention_mask[index, :width], self.wanted[index, :width]
+        )
+
 
 def pad(sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[bool]], pad_id: int) -> Batch:
     """Pads on the right to the longest sequence."""
@@ -40,6 +54,43 @@ def pad(sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[bool]], pa
         attention[i, : len(ids)] = True
         mask[i, : len(ids)] = torch.tensor(flags, dtype=torch.bool)
     return Batch(input_ids, attention, mask)
+
+
+def collate(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Pads encoded conversations; wanted are their trainable tokens."""
+    return pad([row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id))
+
+
+def length_groups(lengths: Sequence[int], device: str) -> list[list[int]]:
+    """Splits rows into groups of similar length, so that little of a forward pass is spent on padding.
+
+    Exact: of all splits of the sorted rows, the one of least padded tokens, where a further group costs as
+    much as `GROUP_COST` tokens. A group is padded to its longest row, so a cut pays between lengths alone.
+
+    Args:
+        lengths: tokens of each row. device: "cpu" or "cuda", which set the cost of a group.
+
+    Returns:
+        Indices into `lengths`, shortest rows first.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    ends = [n + 1 for n in range(len(order) - 1) if lengths[order[n]] != lengths[order[n + 1]]]
+    ends = [0, *ends, len(order)] if order else [0]
+    overhead = GROUP_COST[device]
+    best, start_of = [0.0], [0]
+    for last in range(1, len(ends)):
+        width = lengths[order[ends[last] - 1]]
+        cost, start = min(
+            (best[first] + (ends[last] - ends[first]) * width + overhead, first) for first in range(last)
+        )
+        best.append(cost)
+        start_of.append(start)
+    groups: list[list[int]] = []
+    last = len(ends) - 1
+    while last > 0:
+        groups.append(order[ends[start_of[last]] : ends[last]])
+        last = start_of[last]
+    return groups[::-1]
 
 
 def steps_in(rows: int, batch_size: int, epochs: int, steps: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from prefloop.data.batching import pad
+from prefloop.data.batching import length_groups, pad
 from prefloop.data.templates import Message, as_messages, render
 from prefloop.errors import ModelError
 from prefloop.files import read_json, write_json
@@ -73,6 +73,12 @@ class RewardModel(nn.Module):
 
     def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded conversations: (B,) float32, read at the last real token of a decoder."""
+        groups = length_groups([len(ids) for ids in sequences], self.model.device.type)
+        scores = torch.cat([self._scores([sequences[i] for i in group]) for group in groups])
+        place = torch.tensor([i for group in groups for i in group], device=scores.device)
+        return torch.zeros_like(scores).index_copy(0, place, scores)
+
+    def _scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         device = self.model.device
         batch = pad(sequences, [[True] * len(ids) for ids in sequences], int(self.tokenizer.pad_token_id))
         batch = batch.to(device.type)

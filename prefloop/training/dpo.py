@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.dpo import DPOConfig
-from prefloop.data.batching import Order, chunks, pad, steps_in
+from prefloop.data.batching import Order, chunks, collate, length_groups, steps_in
 from prefloop.data.comparisons import Ranking
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError
@@ -65,12 +65,18 @@ def completion_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], precision: str
 ) -> tuple[Tensor, Tensor]:
     """Log-probs SUMMED over each completion, (B,), and completion lengths (B,) in tokens."""
-    batch = pad(
-        [row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id)
-    ).to(model.device.type)
-    with precision_context(precision, model.device.type):
-        logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
-    return logprobs.sum(dim=-1), batch.wanted.sum(dim=-1)
+    device = model.device.type
+    batch = collate(rows, tokenizer).to(device)
+    groups = length_groups(batch.attention_mask.sum(dim=-1).tolist(), device)
+    sums = []
+    for group in groups:
+        part = batch.rows(group)
+        with precision_context(precision, device):
+            logprobs, _ = token_logprobs(model, part.input_ids, part.attention_mask, part.wanted)
+        sums.append(logprobs.sum(dim=-1))
+    place = torch.tensor([i for group in groups for i in group], device=device)
+    together = torch.cat(sums)
+    return torch.zeros_like(together).index_copy(0, place, together), batch.wanted.sum(dim=-1)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.training import TrainingConfig
-from prefloop.data.batching import Batch, Order, chunks, pad, steps_in
+from prefloop.data.batching import Order, chunks, collate, length_groups, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError
 from prefloop.models.forward import precision_context, token_logprobs
@@ -112,7 +112,7 @@ def mean_loss(
     model.eval()
     with torch.no_grad():
         for group in chunks(range(len(rows)), 128):
-            batch = _collate([rows[i] for i in group], tokenizer).to(model.device.type)
+            batch = collate([rows[i] for i in group], tokenizer).to(model.device.type)
             with precision_context(precision, model.device.type):
                 logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
             total -= float(logprobs.sum())
@@ -162,14 +162,11 @@ def _parts(
     def parts(step: int) -> Iterator[Part]:
         chosen = sorted(order.step(step), key=lambda i: len(rows[i].input_ids))
         total = sum(sum(rows[i].trainable) for i in chosen)
-        for group in chunks(chosen, config.micro_batch_size):
-            batch = _collate([rows[i] for i in group], tokenizer).to(device)
-            with precision_context(precision, device):
-                logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
-            yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})
+        for micro in chunks(chosen, config.micro_batch_size):
+            for group in length_groups([len(rows[i].input_ids) for i in micro], device):
+                batch = collate([rows[micro[n]] for n in group], tokenizer).to(device)
+                with precision_context(precision, device):
+                    logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+                yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})
 
     return parts
-
-
-def _collate(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    return pad([row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id))

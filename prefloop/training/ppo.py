@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.ppo import PPOConfig
-from prefloop.data.batching import Batch, Order, chunks, pad
+from prefloop.data.batching import Batch, Order, chunks, collate, length_groups, pad
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, StopRequested
 from prefloop.models.adapters import reference_mode
@@ -34,6 +34,9 @@ from prefloop.training.loop import check_finite
 from prefloop.training.noise import permutation
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
+
+FORWARD_ROWS = 128
+"""Rows of a forward pass without gradient, where `micro_batch_size` sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class PPOTrainer:
         mask = batch.wanted
         logprobs, entropy, values = self._evaluate(batch)
         with reference_mode(self.reference):
-            reference = torch.cat([self._logprobs(self.reference, part)[0] for part in self._micro(batch)])
+            (reference,) = self._in_groups(batch, lambda part: self._logprobs(self.reference, part)[:1])
         rewards = token_rewards(scores.to(self.device), logprobs, reference, mask, beta=self.controller.beta)
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
@@ -211,7 +214,7 @@ class PPOTrainer:
         tokens = max(int(experience.batch.wanted[list(rows)].sum()), 1)
         figures = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
         warming = step < config.critic_warmup_steps
-        for group in chunks(rows, config.micro_batch_size):
+        for group in self._groups(experience.batch, rows):
             picked = _rows(experience, group)
             mask = picked.batch.wanted
             logprobs, _, values = self._evaluate(picked.batch, grad=True)
@@ -254,11 +257,7 @@ class PPOTrainer:
         loss_sum = 0.0
         for group in chunks(range(len(rows)), self.config.micro_batch_size):
             members = [rows[i] for i in group]
-            batch = pad(
-                [row.input_ids for row in members],
-                [row.trainable for row in members],
-                int(self.tokenizer.pad_token_id),
-            ).to(self.device)
+            batch = collate(members, self.tokenizer).to(self.device)
             with precision_context(self.precision, self.device):
                 logprobs, _ = token_logprobs(self.policy, batch.input_ids, batch.attention_mask, batch.wanted)
             loss = sft_loss(logprobs, batch.wanted, total)
@@ -270,8 +269,9 @@ class PPOTrainer:
         """Log-probs, entropies, values of a batch, (B, T) each; in micro-batches when no gradient is kept."""
         if grad:
             return self._policy_and_values(batch)
-        parts = [self._policy_and_values(part, with_entropy=True) for part in self._micro(batch)]
-        logprobs, entropy, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        logprobs, entropy, values = self._in_groups(
+            batch, lambda part: self._policy_and_values(part, with_entropy=True)
+        )
         return logprobs, entropy, values
 
     def _policy_and_values(
@@ -304,13 +304,25 @@ class PPOTrainer:
                 hidden=hidden,
             )
 
-    def _micro(self, batch: Batch) -> list[Batch]:
-        size = self.config.micro_batch_size or 128
-        rows = range(len(batch.input_ids))
+    def _groups(self, batch: Batch, rows: Sequence[int], limit: int = 0) -> list[list[int]]:
+        """Rows for one forward pass each: at most a micro-batch, of similar length."""
+        lengths = batch.attention_mask.sum(dim=-1).tolist()
         return [
-            Batch(batch.input_ids[list(g)], batch.attention_mask[list(g)], batch.wanted[list(g)])
-            for g in chunks(rows, size)
+            [micro[n] for n in group]
+            for micro in chunks(rows, self.config.micro_batch_size or limit)
+            for group in length_groups([lengths[i] for i in micro], self.device)
         ]
+
+    def _in_groups(self, batch: Batch, compute: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group."""
+        results: list[Tensor] = []
+        for group in self._groups(batch, range(len(batch.input_ids)), FORWARD_ROWS):
+            part = batch.rows(group)
+            parts = compute(part)
+            results = results or [x.new_zeros(batch.input_ids.shape) for x in parts]
+            for result, x in zip(results, parts, strict=True):
+                result[group, : x.shape[1]] = x
+        return tuple(results)
 
     @torch.no_grad()
     def _select(self, step: int) -> dict[str, float]:
@@ -320,12 +332,10 @@ class PPOTrainer:
         rollouts = self.sampler.sample(prompts, (self.seed, "ppo", "select"))
         scores, _ = self.rewards.score(prompts, rollouts.texts, rollouts.ended)
         batch = _as_batch(rollouts, int(self.tokenizer.pad_token_id)).to(self.device)
-        kl = 0.0
-        for part in self._micro(batch):
-            own, _ = self._logprobs(self.policy, part)
-            with reference_mode(self.reference):
-                reference, _ = self._logprobs(self.reference, part)
-            kl += float(masked_sum(own - reference, part.wanted).sum()) / len(prompts)
+        (own,) = self._in_groups(batch, lambda part: self._logprobs(self.policy, part)[:1])
+        with reference_mode(self.reference):
+            (reference,) = self._in_groups(batch, lambda part: self._logprobs(self.reference, part)[:1])
+        kl = float(masked_sum(own - reference, batch.wanted).sum()) / len(prompts)
         score = float(scores.mean())
         within = kl <= self.config.select_kl
         # Within the budget the higher score wins; while nothing is within it, the lower KL.
@@ -375,16 +385,12 @@ def _as_batch(rollouts: Rollouts, pad_id: int) -> Batch:
 def _rows(experience: Experience, rows: Sequence[int]) -> Experience:
     """Some rows of an experience, cut to the longest of them."""
     index = list(rows)
-    width = int(experience.batch.attention_mask[index].sum(dim=-1).max())
-
-    def pick(x: Tensor) -> Tensor:
-        return x[index][:, :width]
-
-    batch = experience.batch
+    batch = experience.batch.rows(index)
+    width = batch.input_ids.shape[1]
     return Experience(
-        Batch(pick(batch.input_ids), pick(batch.attention_mask), pick(batch.wanted)),
-        *(
-            pick(x)
-            for x in (experience.logprobs, experience.values, experience.advantages, experience.returns)
-        ),
+        batch,
+        experience.logprobs[index, :width],
+        experience.values[index, :width],
+        experience.advantages[index, :width],
+        experience.returns[index, :width],
     )
