@@ -36,6 +36,9 @@ def prefect_api(supervisor: Supervisor) -> Iterator[str]:
         return
     child, address = _start(supervisor)
     os.environ["PREFECT_API_URL"] = address
+    # Our own server on loopback that does not answer is gone: waiting for it, which Prefect does for minutes,
+    # helps nobody.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
     try:
         yield address
     finally:
@@ -54,6 +57,7 @@ def _start(supervisor: Supervisor) -> tuple[subprocess.Popen[str], str]:
                 [sys.executable, "-m", "flows.server_process", str(port)],
                 "Prefect server",
                 output=output.fileno(),
+                service=True,
             )
         try:
             _wait_until_healthy(f"http://127.0.0.1:{port}/api", child)

@@ -42,6 +42,7 @@ class Supervisor:
         self.variables = {**lifeline_variables, "PREFLOOP_PIPELINE_ID": pipeline}
         self._records = root / STATE / "children"
         self._children: dict[int, str] = {}
+        self._services: set[int] = set()
         self._lock = threading.Lock()
         self._say = say
 
@@ -53,6 +54,7 @@ class Supervisor:
         output: int | None = subprocess.PIPE,
         folder: Path | None = None,
         extra: Mapping[str, str] | None = None,
+        service: bool = False,
     ) -> subprocess.Popen[str]:
         """Starts a child in a session of its own and records it by pid and start time.
 
@@ -60,6 +62,7 @@ class Supervisor:
             output: where its output goes; a pipe by default.
             folder: where it works; the workspace by default.
             extra: further environment variables.
+            service: others need it to end well, so a run that is asked to end lets it live until they have.
 
         Raises:
             Stopped: the run was asked to end.
@@ -80,7 +83,9 @@ class Supervisor:
                 start_new_session=True,
             )
             self._children[child.pid] = what
-        if self.signal_number is not None:  # it came between the look above and the child's name in the list
+            if service:
+                self._services.add(child.pid)
+        if not service and self.signal_number is not None:  # it came between the look above and the child's name in the list
             os.killpg(child.pid, signal.SIGINT)
         self._record(child.pid, what)
         return child
@@ -117,6 +122,7 @@ class Supervisor:
         child.wait()
         with self._lock:
             self._children.pop(child.pid, None)
+            self._services.discard(child.pid)
         (self._records / f"{child.pid}.json").unlink(missing_ok=True)
 
     def request_stop(self, number: int) -> None:
@@ -124,7 +130,7 @@ class Supervisor:
         again = self.signal_number is not None
         self.signal_number = self.signal_number or number
         self._say("ending at once" if again else "stopping after this step; once more ends at once")
-        for pid in list(self._children):
+        for pid in set(self._children) - (set() if again else self._services):
             try:
                 # DVC waits for its command on SIGINT, and dies on SIGTERM leaving its own locks behind.
                 os.killpg(pid, signal.SIGKILL if again else signal.SIGINT)

@@ -40,3 +40,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: whoever is done early then finds short ones to take over."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
