@@ -41,7 +41,7 @@ def accept(root: Path, target: str, why: str) -> dict[str, list[str]]:
         refresh(root, repo)
         plan = make_plan(repo, [target], interrupted=unfinished(root))
         asked = [stage for stage in plan.stages if target in (stage.name, stage.name.split("@")[0])]
-        changed = [stage for stage in asked if stage.action is not Action.SKIP]
+        changed = [stage for stage in asked if stage.action not in (Action.SKIP, Action.STAYS)]
         if not changed:
             raise ConfigError(f"{target} is up to date: there is nothing to accept")
         differences = {}

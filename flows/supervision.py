@@ -85,7 +85,8 @@ class Supervisor:
             self._children[child.pid] = what
             if service:
                 self._services.add(child.pid)
-        if not service and self.signal_number is not None:  # it came between the look above and the child's name in the list
+        if not service and self.signal_number is not None:
+            # It came between the look above and the child's name in the list.
             os.killpg(child.pid, signal.SIGINT)
         self._record(child.pid, what)
         return child

@@ -45,11 +45,19 @@ class Forecast:
         self._producers: dict[str, str] = {}
         self._contents: dict[str, Content | None] = {}
         self._files: dict[str, Content | None] = {}
+        self._expected: set[str] = set()
 
-    def record(self, stage: str, path: str, content: Content | None) -> None:
-        """Says what output `path` (absolute) of `stage` will hold."""
+    def record(self, stage: str, path: str, content: Content | None, *, expected: bool = False) -> None:
+        """Says what output `path` (absolute) of `stage` will hold; `expected` when it is not certain."""
         self._producers[path] = stage
         self._contents[path] = content
+        if expected:
+            self._expected.add(path)
+
+    def is_expected(self, dep: Dependency) -> bool:
+        """True when what is said of a dependency is not certain."""
+        path = str(dep.fs_path)
+        return any(path == out or _inside(path, out) or _inside(out, path) for out in self._expected)
 
     def of(self, dep: Dependency) -> tuple[Content | None, str]:
         """A dependency's content, and the stages on which it depends when it cannot be known yet.

@@ -11,12 +11,14 @@ class Action(StrEnum):
     """What will happen to a stage.
 
     RUN: its command runs. RESTORE: its outputs come from DVC's cache. MAYBE: it runs if an output that it
-    reads changes. SKIP: nothing it reads changed.
+    reads changes. STAYS: what it reads will be written again, by all one can tell as it is; DVC decides
+    when the run comes to it. SKIP: nothing it reads changed.
     """
 
     RUN = "run"
     RESTORE = "restore"
     MAYBE = "maybe"
+    STAYS = "stays"
     SKIP = "skip"
 
 
@@ -25,7 +27,8 @@ class Reason:
     """One difference that makes a stage run.
 
     Attributes:
-        kind: "parameter", "environment", "code", "data", "command", "output", "new", "forced", or "upstream".
+        kind: "parameter", "environment", "code", "data", "command", "output", "new", "forced", "upstream",
+            or "expected".
         subject: parameter, file or stage.
         old, new: values before and after, where the kind has them.
     """
@@ -49,6 +52,8 @@ class Reason:
                 return "never run here"
             case "forced":
                 return "asked for with --force"
+            case "expected":
+                return f"{self.subject} will stay as it is"
             case _:
                 return f"only if {self.subject} changes"
 

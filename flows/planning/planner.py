@@ -13,6 +13,7 @@ from dvc.stage import PipelineStage
 
 from flows.history import past_seconds
 from flows.planning.contents import Content, Forecast, present, recoverable
+from flows.planning.expectations import expected_outputs
 from flows.planning.model import Action, Plan, Reason, StagePlan
 from flows.planning.run_cache import find_outputs
 from prefloop.config.parse import nearest
@@ -122,6 +123,7 @@ def _plan_stage(
 ) -> StagePlan:
     known = any(dep.hash_info for dep in stage.deps) or any(out.hash_info for out in stage.outs)
     inputs: dict[str, Content] = {}
+    expected: list[Reason] = []
     reasons: list[Reason] = [Reason("forced", stage.name)] if forced else []
     upstream: list[Reason] = []
     if stage.cmd_changed and known:
@@ -140,6 +142,8 @@ def _plan_stage(
             )
         else:
             inputs[dep.fs_path] = content
+            if forecast.is_expected(dep):
+                expected.append(Reason("expected", _relative(repo, dep)))
             if content[0] != dep.hash_info:
                 kind = "code" if _relative(repo, dep).startswith(CODE) else "data"
                 reasons.append(
@@ -161,10 +165,15 @@ def _plan_stage(
         action = Action.RESTORE if found else Action.RUN
         outputs = found or {}
         reasons = reasons or output_reasons
+    elif expected:
+        action, reasons = Action.STAYS, expected
+    kept = dict(outputs) if action is Action.STAYS else {}
     if action in (Action.RUN, Action.MAYBE):
+        kept = _expected_outputs(repo, stage, reasons, outputs)
         outputs = {}
     for out in stage.outs:
-        forecast.record(stage.name, out.fs_path, outputs.get(out.fs_path))
+        path = out.fs_path
+        forecast.record(stage.name, path, outputs.get(path) or kept.get(path), expected=path in kept)
     return StagePlan(
         name=stage.name,
         action=action,
@@ -173,6 +182,20 @@ def _plan_stage(
         seconds=past_seconds(Path(repo.root_dir), stage.name),
         edited=tuple(edited),
     )
+
+
+def _expected_outputs(
+    repo: Repo, stage: PipelineStage, reasons: Sequence[Reason], outputs: Mapping[str, Content]
+) -> dict[str, Content]:
+    """Those of the outputs that the stage will write again as they are."""
+    params = {
+        key: value
+        for dep in stage.deps
+        if isinstance(dep, ParamsDependency)
+        for key, value in dep.read_params().items()
+    }
+    names = expected_outputs(Path(repo.root_dir), stage.name, reasons, params)
+    return {path: content for path, content in outputs.items() if _under(repo, path) in names}
 
 
 def _kept(stage: PipelineStage) -> dict[str, Content] | None:
@@ -245,7 +268,11 @@ def _parents(repo: Repo, stage: PipelineStage) -> tuple[str, ...]:
 
 
 def _relative(repo: Repo, item: Output) -> str:
-    return Path(item.fs_path).relative_to(repo.root_dir).as_posix()
+    return _under(repo, item.fs_path)
+
+
+def _under(repo: Repo, path: str) -> str:
+    return Path(path).relative_to(repo.root_dir).as_posix()
 
 
 def _is_data(dep: Output) -> bool:

@@ -10,6 +10,7 @@ WORDS = {
     Action.RUN: "runs",
     Action.RESTORE: "restored from cache",
     Action.MAYBE: "may run",
+    Action.STAYS: "stays",
     Action.SKIP: "unchanged",
 }
 REASONS_SHOWN = 6

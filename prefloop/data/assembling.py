@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefloop.config.ingest import IngestConfig
-from prefloop.data.records import KINDS, Messages, Row, content_id, key_of, normalised_prompt, parse_row
+from prefloop.data.records import (
+    FITTING,
+    HELD_OUT,
+    KINDS,
+    Messages,
+    Row,
+    content_id,
+    key_of,
+    normalised_prompt,
+    parse_row,
+)
 from prefloop.data.selecting import Selection, selection
 from prefloop.data.sources import Source
-from prefloop.data.splitting import FITTING, HELD_OUT, Plan, make_plan, prompt_of
+from prefloop.data.splitting import Plan, make_plan, prompt_of
 from prefloop.data.transcripts import compact
 from prefloop.errors import DataError
 from prefloop.files import atomic_file

@@ -27,6 +27,10 @@ from typing import Any, Final
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 
+FITTING: Final = ("demonstrations", "preferences", "judge")
+"""Kinds whose prompts are fitted on."""
+HELD_OUT: Final = ("prompts", "evaluation")
+"""Kinds that are prompts alone, with the use that they are for."""
 KINDS: Final = ("text", "demonstrations", "preferences", "judge", "prompts", "evaluation", "held_out")
 """What the stages pass on; sources may hold `unpaired` besides."""
 

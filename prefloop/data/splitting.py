@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from prefloop.config.ingest import IngestConfig
-from prefloop.data.records import Messages, Row, key_of, normalised_prompt, parse_messages, split_of
+from prefloop.data.records import (
+    FITTING,
+    HELD_OUT,
+    Messages,
+    Row,
+    key_of,
+    normalised_prompt,
+    parse_messages,
+    split_of,
+)
 from prefloop.data.sources import Source
-
-FITTING: Final = ("demonstrations", "preferences", "judge")
-"""Kinds whose prompts are fitted on."""
-
-HELD_OUT: Final = ("prompts", "evaluation")
-"""Kinds that are prompts alone, with the use that they are for."""
 
 _USE_OF_KIND: Final = {"prompts": "rl", "evaluation": "evaluation"}
 _KIND_OF_USE: Final = {"rl": "prompts", "evaluation": "evaluation", "fit": "fitting", "judge": "fitting"}

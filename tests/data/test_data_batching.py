@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def cheapest(lengths: list[int], device: str) -> int:
     costs = []
     for cuts in (cut for count in range(len(order)) for cut in combinations(inner, count)):
         bounds = [0, *cuts, len(order)]
-        groups = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        groups = [order[a:b] for a, b in pairwise(bounds)]
         costs.append(cost(groups, lengths, device))
     return min(costs)
 

@@ -25,6 +25,7 @@ def api(project, tmp_path) -> Iterator[dict[str, str]]:
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_HOME": str(project.root / ".prefloop/prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFLOOP_WORKER_FOLDER": str(tmp_path / "worker"),
     }
     environment = project.environment(**shared)

@@ -1,0 +1,190 @@
+"""The DAG of dvc.yaml itself, at a tiny size: run, re-run, and what each kind of change re-runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TINY = {
+    "ingest.world.documents": 400,
+    "ingest.world.demonstrations": 120,
+    "ingest.world.preferences": 60,
+    "ingest.world.prompts": 120,
+    "ingest.world.evaluation": 30,
+    "ingest.world.harmful": 12,
+    "base.architecture.hidden_size": 32,
+    "base.architecture.intermediate_size": 64,
+    "base.architecture.layers": 1,
+    "base.steps": 30,
+    "sft.steps": 8,
+    "reward.steps": 4,
+    "reward.normalise_prompts": 16,
+    "reward.bootstrap": 100,
+    "ppo.steps": 2,
+    "ppo.batch_size": 16,
+    "ppo.select_prompts": 8,
+    "dpo.steps": 4,
+    "evaluate.bootstrap": 100,
+    "evaluate.oracle_samples": 2,
+    "evaluate.batch_size": 64,
+}
+CONTRACT = {
+    "gold", "reward", "win_rate_vs_sft", "kl_to_sft", "length", "ended", "distinct_2", "by_kind",
+}  # fmt: skip
+
+
+class Workspace:
+    """A copy of this repository, as a fresh clone would be, in which commands are given."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PREFECT", "DVC_STAGE", "PREFLOOP"))
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.root,
+            env={**environment, "PYTHONPATH": str(self.root), "GIT_CONFIG_GLOBAL": os.devnull},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+        return done
+
+    def prefloop(self, *arguments: str) -> str:
+        return self.command("flows.cli.main", *arguments).stdout
+
+    def run(self, *arguments: str) -> str:
+        """`prefloop run`; what it printed, progress included."""
+        done = self.command("flows.cli.main", "run", *arguments)
+        return done.stdout + done.stderr
+
+    def plan(self) -> dict[str, dict]:
+        return {stage["stage"]: stage for stage in json.loads(self.prefloop("plan", "--json"))["stages"]}
+
+    def actions(self, action: str) -> set[str]:
+        return {name for name, stage in self.plan().items() if stage["action"] == action}
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.root / name).read_text())
+
+    def weights(self) -> dict[str, bytes]:
+        return {
+            str(file.relative_to(self.root)): file.read_bytes()
+            for file in sorted(self.root.glob("models/*/*.safetensors"))
+        }
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspace:
+    """After a first run at a tiny size."""
+    root = tmp_path_factory.mktemp("real") / "prefloop"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=repository, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (repository / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(repository / name, root / name)
+    for command in (
+        ["init", "-q", "-b", "main"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "a clone"],
+    ):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    made = Workspace(root)
+    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    made.first_output = made.run(*settings)
+    return made
+
+
+def test_a_run_ends_with_figures_a_report_and_a_decision(workspace: Workspace) -> None:
+    figures = workspace.read("metrics/evaluate.json")
+    assert set(figures["policies"]) == {"base", "sft", "ppo", "dpo"}
+    for policy in figures["policies"].values():
+        assert set(policy) >= CONTRACT
+        low, high = policy["gold"]["ci95"]
+        assert low <= policy["gold"]["mean"] <= high
+    assert figures["judge"] == "gold"
+    assert figures["oracle"]["exact"]["mean"] >= figures["oracle"]["reachable"]["mean"]
+    assert "promote" in workspace.first_output
+    assert "reports/report.html" in workspace.first_output
+    assert "</html>" in (workspace.root / "reports/report.html").read_text()
+
+
+def test_rows_in_are_rows_validated_and_rows_quarantined(workspace: Workspace) -> None:
+    for kind, count in workspace.read("metrics/ingest.json")["rows"].items():
+        kept = (workspace.root / f"data/validated/{kind}.jsonl").read_text().count("\n")
+        put_away = (workspace.root / f"data/quarantine/{kind}.jsonl").read_text().count("\n")
+        assert kept + put_away == count, kind
+
+
+def test_nothing_changed_then_nothing_runs(workspace: Workspace) -> None:
+    assert workspace.actions("skip") == set(workspace.plan())
+    assert "nothing changed" in workspace.run()
+
+
+def test_the_kl_coefficient_touches_ppo_and_its_evaluation_and_comes_back_from_the_cache(
+    workspace: Workspace,
+) -> None:
+    before = workspace.weights()
+    parameters = (workspace.root / "params.yaml").read_text()
+    output = workspace.run("--set", "ppo.kl_coef=0.3")
+    ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
+    assert ran == {"ppo", "evaluate@ppo", "report"}
+    after = workspace.weights()
+    assert {name for name in before if before[name] != after[name]} == {"models/ppo/model.safetensors"}
+    (workspace.root / "params.yaml").write_text(parameters)
+    assert workspace.actions("restore") == {"ppo", "evaluate@ppo", "report"}
+    output = workspace.run()
+    assert " ran in " not in output
+    assert workspace.weights() == before
+
+
+def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Workspace) -> None:
+    file = workspace.root / "prefloop/objectives/dpo.py"
+    text = file.read_text()
+    file.write_text(text + "\n# an edit\n")
+    try:
+        assert workspace.actions("run") == {"dpo"}
+        assert workspace.actions("maybe") == {"evaluate@dpo", "report"}
+        assert workspace.plan()["dpo"]["reasons"][0]["text"] == "prefloop/objectives/dpo.py changed"
+    finally:
+        file.write_text(text)
+
+
+def test_added_comparisons_leave_sft_and_the_evaluation_prompts(workspace: Workspace, tmp_path: Path) -> None:
+    before = workspace.weights()
+    prompts = (workspace.root / "data/validated/evaluation.jsonl").read_bytes()
+    rows = [
+        {"prompt": f"Which of {n} boxes is the heavy one?", "chosen": f"Number {n}.", "rejected": "No idea."}
+        for n in range(2, 30)
+    ]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workspace.prefloop("data", "import", "trl", str(tmp_path / "more.jsonl"))
+    plan = workspace.plan()
+    assert plan["ingest"]["action"] == "run"
+    assert plan["ingest"]["reasons"][0]["text"] == "data/sources changed"
+    assert {name for name, stage in plan.items() if stage["action"] == "stays"} >= {"base", "sft"}
+    assert {name for name, stage in plan.items() if stage["action"] == "maybe"} >= {"reward", "ppo", "dpo"}
+    output = workspace.run()
+    ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
+    assert ran >= {"ingest", "validate@preferences", "reward", "ppo", "dpo"}
+    assert not ran & {"base", "sft", "validate@demonstrations", "validate@text", "validate@evaluation"}
+    after = workspace.weights()
+    assert {name.split("/")[1] for name in before if before[name] != after[name]} == {"reward", "ppo", "dpo"}
+    assert (workspace.root / "data/validated/evaluation.jsonl").read_bytes() == prompts
