@@ -73,7 +73,7 @@ class Workspace:
         return done.stdout + done.stderr
 
     def plan(self) -> dict[str, dict]:
-        return {stage["stage"]: stage for stage in json.loads(self.prefloop("plan", "--json"))["stages"]}
+        return {stage["stage"]: stage for stage in json.loads(self.prefloop("plan", "--json"))}
 
     def actions(self, action: str) -> set[str]:
         return {name for name, stage in self.plan().items() if stage["action"] == action}
