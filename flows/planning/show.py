@@ -77,10 +77,16 @@ def _may_run(stage: StagePlan) -> bool:
 
 
 def _reasons(stage: StagePlan) -> list[str]:
-    texts = [str(reason) for reason in stage.reasons]
-    if len(texts) > REASONS_SHOWN:
-        texts = [*texts[: REASONS_SHOWN - 1], f"and {len(texts) - REASONS_SHOWN + 1} more"]
     if stage.action is Action.MAYBE:
         causes = ", ".join(reason.subject for reason in stage.reasons)
-        texts = [f"only if {causes} changes"]
+        return [f"only if {causes} changes"]
+    # What may change besides says nothing where a certain cause stands.
+    certain = [reason for reason in stage.reasons if reason.kind != "upstream"] or list(stage.reasons)
+    missing = [reason.subject for reason in certain if reason.kind == "output" and reason.new == "missing"]
+    texts = [str(reason) for reason in certain if reason.subject not in missing]
+    if missing:
+        others = f" and {len(missing) - 1} more outputs are" if missing[1:] else " is"
+        texts.append(f"{missing[0]}{others} missing")
+    if len(texts) > REASONS_SHOWN:
+        texts = [*texts[: REASONS_SHOWN - 1], f"and {len(texts) - REASONS_SHOWN + 1} more"]
     return texts

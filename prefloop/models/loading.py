@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from prefloop.data.templates import PAD, ensure_chat_template
 from prefloop.errors import ModelError
 
 # What transformers raises for files that are missing, damaged, of another shape or of another library.
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back what transformers reports below errors."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

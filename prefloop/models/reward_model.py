@@ -23,6 +23,7 @@ from prefloop.models.loading import (
     fit_embeddings,
     hub_options,
     load_tokenizer,
+    quiet,
     require_weights,
     to_device,
     turn_dropout_off,
@@ -196,14 +197,15 @@ def _load_classifier(
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "right"
     try:
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            num_labels=1,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():  # a trunk without a head is what is wanted; `complete` looks at what is missing
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                num_labels=1,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except UNREADABLE as error:
         raise ModelError(
             f"the reward model's trunk {source} could not be loaded: {first_line(error)}",
