@@ -136,3 +136,22 @@ def test_plan_text_shows_the_cost_of_what_may_run():
         "1 runs, 2 may run, 1 unchanged; past runs of these took 1 h 02 min (1 never ran here)"
     )
     assert duration(59.6) == "1 min 00 s"
+
+
+def test_plan_text_names_certain_causes_and_sums_up_missing_outputs():
+    upstream = Reason("upstream", "models/sft (sft)")
+    missing = [Reason("output", path, None, "missing") for path in ("models/ppo", "runs/ppo.json")]
+    plan = Plan(
+        (
+            StagePlan("ppo", Action.RUN, (), (Reason("parameter", "ppo.steps", 20, 16), upstream)),
+            StagePlan("dpo", Action.RUN, (), (*missing, upstream)),
+            StagePlan("sft", Action.STAYS, (), (Reason("expected", "models/base"),)),
+        )
+    )
+    lines = [" ".join(line.split()) for line in plan_lines(plan)]
+    assert lines == [
+        "ppo runs ppo.steps: 20 -> 16",
+        "dpo runs models/ppo and 1 more outputs are missing",
+        "sft stays models/base will stay as it is",
+        "2 runs, 1 stays",
+    ]
