@@ -129,7 +129,7 @@ class ChatEncoder:
     def prompt(self, prompt: str | Sequence[Message], room: int = 0) -> list[int]:
         """Tokens of a prompt that leave `room` for an answer (tokens); a longer one loses its beginning."""
         text = render(self.tokenizer, as_messages(prompt), generation_prompt=True)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         kept = self._end_of(ids, room)
         self.cut += len(kept) < len(ids)
         return kept
@@ -185,7 +185,9 @@ class ChatEncoder:
         if not completion or completion[-1]["role"] != "assistant":
             raise TrainingError("a completion must end with an assistant's message")
         text = render(self.tokenizer, messages)
-        batch: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        batch: Any = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         ids, offsets = list(batch["input_ids"]), batch["offset_mapping"]
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         spans = []

@@ -70,7 +70,7 @@ class RewardModel(nn.Module):
         if self.encoder_only:
             # It expects the special tokens around a text that its tokenizer puts there.
             return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"][-limit:])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-limit:])
 
     def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded conversations: (B,) float32, read at the last real token of a decoder."""

@@ -24,7 +24,10 @@ def pack_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, len
     stream: list[int] = []
     blocks: list[list[int]] = []
     for text in texts:
-        stream += [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+        stream += [
+            *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+            int(tokenizer.eos_token_id),
+        ]
         while len(stream) >= length:
             blocks.append(stream[:length])
             stream = stream[length:]
