@@ -154,7 +154,8 @@ def _plan_stage(
             *(reason for reason in reasons if reason.kind == "forced"),
             Reason("new", stage.name),
         ]
-    edited, output_reasons, outputs = _outputs(repo, stage, interrupted)
+    edited, output_reasons, recorded = _outputs(repo, stage, interrupted)
+    outputs = recorded
 
     action = Action.SKIP
     if upstream:
@@ -167,9 +168,9 @@ def _plan_stage(
         reasons = reasons or output_reasons
     elif expected:
         action, reasons = Action.STAYS, expected
-    kept = dict(outputs) if action is Action.STAYS else {}
+    kept = recorded if action is Action.STAYS else {}
     if action in (Action.RUN, Action.MAYBE):
-        kept = _expected_outputs(repo, stage, reasons, outputs)
+        kept = _expected_outputs(repo, stage, reasons, recorded)
         outputs = {}
     for out in stage.outs:
         path = out.fs_path
