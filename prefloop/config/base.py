@@ -13,14 +13,14 @@ class ArchitectureConfig:
     """A small decoder made from a configuration (used when `base.model` is empty).
 
     Attributes:
-        model_type: any causal architecture that transformers knows by name, such as llama, qwen3, gpt2.
+        model_type: any causal architecture that transformers knows by name, such as qwen3, llama, gpt2.
         vocab_size: size of the byte-level BPE trained on the pre-training text, special tokens included.
         hidden_size, intermediate_size, layers, heads, kv_heads: widths and counts.
         context: longest sequence (tokens).
         tie_embeddings: share input and output embeddings.
     """
 
-    model_type: str = "llama"
+    model_type: str = "qwen3"
     vocab_size: int = 1024
     hidden_size: int = 128
     intermediate_size: int = 256

@@ -35,6 +35,13 @@ def accuracy(rankings: Sequence[Ranking], scores: Scores, *, resamples: int) -> 
     return _share(pair_outcomes(rankings, scores), len(rankings), resamples)
 
 
+def lead(rankings: Sequence[Ranking], scores: Scores, others: Scores, *, resamples: int) -> dict[str, Any]:
+    """Accuracy of `scores` minus that of `others`, paired: both on the same resampled prompts."""
+    ours, theirs = pair_outcomes(rankings, scores), pair_outcomes(rankings, others)
+    gaps = [(index, own - other) for (index, own), (_, other) in zip(ours, theirs, strict=True)]
+    return _share(gaps, len(rankings), resamples)
+
+
 def accuracy_by(
     rankings: Sequence[Ranking], scores: Scores, part: Callable[[Ranking], str]
 ) -> dict[str, dict[str, float]]:
@@ -120,14 +127,15 @@ def summarise(
     """Every figure of a reward model on held-out comparisons; the baselines see the same split."""
     if not held:
         return {"held_out_prompts": 0}
+    baselines = {"longer_wins": longer_wins(held), "bag_of_words": bag_of_words(fit, held)}
     return {
         "held_out_prompts": len(held),
         "accuracy": accuracy(held, scores, resamples=resamples),
         "ece": round(calibration_error(held, scores), 6),
         "baselines": {
-            "longer_wins": accuracy(held, longer_wins(held), resamples=resamples),
-            "bag_of_words": accuracy(held, bag_of_words(fit, held), resamples=resamples),
+            name: accuracy(held, others, resamples=resamples) for name, others in baselines.items()
         },
+        "lead": {name: lead(held, scores, others, resamples=resamples) for name, others in baselines.items()},
         "by_subset": accuracy_by(held, scores, lambda ranking: ranking.subset),
         "by_rater": accuracy_by(held, scores, lambda ranking: ranking.rater),
     }

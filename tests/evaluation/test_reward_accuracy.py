@@ -12,6 +12,7 @@ from prefloop.evaluation.reward_accuracy import (
     accuracy_by,
     bag_of_words,
     calibration_error,
+    lead,
     longer_wins,
     pair_outcomes,
     summarise,
@@ -36,6 +37,14 @@ def test_accuracy_counts_pairs_and_its_interval_holds_it() -> None:
     assert found["pairs"] == 5
     low, high = found["ci95"]
     assert low <= 0.5 <= high
+
+
+def test_a_lead_is_paired_by_prompt() -> None:
+    other = [[2.0, 1.0, 0.0], [0.0, 1.0], [3.0, 3.0]]  # all three, none, half: one pair more than SCORES
+    assert lead(RANKINGS, other, SCORES, resamples=200)["mean"] == pytest.approx(1 / 5)
+    level = lead(RANKINGS, SCORES, [[2 * x for x in row] for row in SCORES], resamples=200)
+    assert level["mean"] == 0
+    assert level["ci95"] == [0, 0]  # accuracy varies with the prompts, their difference does not
 
 
 def test_accuracy_by_part_leaves_out_what_has_no_name() -> None:
@@ -81,4 +90,4 @@ def test_the_summary_holds_every_figure_or_says_there_is_none() -> None:
     assert found["accuracy"]["mean"] == pytest.approx(0.5)
     # Longer wins: right in the second prompt, half in the third, wrong in the first's three pairs.
     assert found["baselines"]["longer_wins"]["mean"] == pytest.approx(1.5 / 5)
-    assert set(found) == {"held_out_prompts", "accuracy", "ece", "baselines", "by_subset", "by_rater"}
+    assert set(found) == {"held_out_prompts", "accuracy", "ece", "baselines", "lead", "by_subset", "by_rater"}
