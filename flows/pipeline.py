@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.planning.model import Action, Plan, StagePlan
+from flows.slots import Slots
 from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped
 from prefloop.errors import PrefloopError
@@ -59,7 +59,7 @@ def run_pipeline(
         after: steps after the last stage, by name; each says what it did.
     """
     report = Report()
-    slots = threading.BoundedSemaphore(jobs)
+    slots = Slots(plan.stages, jobs)
 
     def attempt(what: str, work: Callable[[], State]) -> State:
         try:
@@ -80,10 +80,12 @@ def run_pipeline(
     def run_stage(stage: StagePlan) -> State:
         if stage.action is Action.SKIP:
             report.results[stage.name] = StageResult(stage.name, Outcome.SKIPPED, 0.0)
+            slots.done(stage.name)
             return Completed(name="Skipped", message="nothing it reads changed")
-        with slots:
+        with slots.place(stage.name):
             result = run_one(stage)
-        report.results[stage.name] = result
+            report.results[stage.name] = result
+            slots.done(stage.name)
         return Completed(name=result.outcome.value, message="; ".join(map(str, stage.reasons[:5])))
 
     @task(cache_policy=NO_CACHE, persist_result=False)

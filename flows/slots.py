@@ -1,0 +1,86 @@
+"""Places for stages at once: of those that could start, the one with the longest way to the end goes first.
+
+When the reward model is done, PPO and three evaluations could start. Were PPO to wait for the evaluations,
+the whole run would wait with it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from flows.planning.model import StagePlan
+
+COURTESY_SECONDS = 3.0
+"""How long a place is kept for a stage that could start and whose thread has not come for it yet."""
+
+
+class Slots:
+    """Gives `jobs` places to the stages of a plan, in the order in which they matter to its end.
+
+    A stage could start when all its parents are `done`. Among those, the one with more stages after it on the
+    longest way comes first, then the one that took longer in past runs.
+
+    Args:
+        stages: every stage, parents first.
+        jobs: stages at once (count).
+    """
+
+    def __init__(self, stages: Sequence[StagePlan], jobs: int) -> None:
+        names = {stage.name for stage in stages}
+        self._parents = {stage.name: names.intersection(stage.parents) for stage in stages}
+        after = dict.fromkeys(names, 0)
+        for stage in reversed(stages):
+            for parent in self._parents[stage.name]:
+                after[parent] = max(after[parent], after[stage.name] + 1)
+        order = sorted(stages, key=lambda stage: (-after[stage.name], -(stage.seconds or 0.0)))
+        self._rank = {stage.name: rank for rank, stage in enumerate(order)}
+        self._free = jobs
+        self._came: set[str] = set()
+        self._left: set[str] = set()  # no longer in line: running, or ended
+        self._done: set[str] = set()
+        self._ready_since: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self._note_ready()
+
+    @contextmanager
+    def place(self, stage: str) -> Iterator[None]:
+        """Holds a place while the block runs; waits for one until it is this stage's turn."""
+        with self._changed:
+            self._came.add(stage)
+            while not self._may_start(stage):
+                self._changed.wait(timeout=COURTESY_SECONDS / 4)
+            self._left.add(stage)
+            self._free -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+
+    def done(self, stage: str) -> None:
+        """Says that a stage ended well, or was skipped: what reads its outputs could start."""
+        with self._changed:
+            self._left.add(stage)
+            self._done.add(stage)
+            self._note_ready()
+            self._changed.notify_all()
+
+    def _note_ready(self) -> None:
+        for stage, parents in self._parents.items():
+            if stage not in self._ready_since and parents <= self._done:
+                self._ready_since[stage] = time.monotonic()
+
+    def _may_start(self, stage: str) -> bool:
+        now = time.monotonic()
+        before = [
+            other
+            for other, since in self._ready_since.items()
+            if other not in self._left
+            and self._rank[other] < self._rank[stage]
+            and (other in self._came or now - since < COURTESY_SECONDS)
+        ]
+        return self._free > len(before)
