@@ -43,5 +43,11 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: whoever is done early then finds short ones to take over."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests first, so that who is done early finds short ones to take over; a shared long run before all.
+
+    Left to the end, the shared run would be waited for by everyone, or made twice.
+    """
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path.parent.name != "pipeline", item.get_closest_marker("slow") is None
+
+    items.sort(key=place)
