@@ -43,7 +43,7 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that who is done early finds short ones to take over; a shared long run before all.
+    """Slow tests first: who is done early finds short ones to take over. A shared long run before all others.
 
     Left to the end, the shared run would be waited for by everyone, or made twice.
     """
