@@ -47,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Left to the end, the shared run would be waited for by everyone, or made twice.
     """
+
     def place(item: pytest.Item) -> tuple[bool, bool]:
         return item.path.parent.name != "pipeline", item.get_closest_marker("slow") is None
 
