@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flows import settings
+from flows.late_delivery import deliver_late
 from flows.leftovers import unfinished
 from flows.planning.model import Plan, StagePlan
 from flows.planning.planner import make_plan, open_repo
@@ -121,6 +122,7 @@ def _execute(
     if promotion_due(root, plan):
         steps["promote"] = lambda: promote(supervisor, terminal.line)
     if plan.nothing_to_do and not steps:
+        deliver_late(supervisor, terminal.line)
         return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
     for line in plan_lines(plan, skipped=False):
         terminal.say(line)
