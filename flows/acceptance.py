@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.leftovers import unfinished
 from flows.planning.model import Action
-from flows.planning.planner import make_plan, open_repo
+from flows.planning.planner import make_plan, open_repo, pipeline_stages, select
 from flows.preparation import refresh
 from flows.settings import STATE
 from prefloop.errors import ConfigError
@@ -40,7 +40,8 @@ def accept(root: Path, target: str, why: str) -> dict[str, list[str]]:
         repo = open_repo(root)
         refresh(root, repo)
         plan = make_plan(repo, [target], interrupted=unfinished(root))
-        asked = [stage for stage in plan.stages if target in (stage.name, stage.name.split("@")[0])]
+        names = select(pipeline_stages(repo), [target])
+        asked = [stage for stage in plan.stages if stage.name in names]
         changed = [stage for stage in asked if stage.action not in (Action.SKIP, Action.STAYS)]
         if not changed:
             raise ConfigError(f"{target} is up to date: there is nothing to accept")

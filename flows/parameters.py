@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from flows.settings import STATE
 from prefloop.config.params import parse_params
 from prefloop.config.parse import nearest
+from prefloop.config.policies import policies_in
 from prefloop.config.read import read_yaml
 from prefloop.errors import ConfigError
 from prefloop.files import atomic_file, write_json
@@ -55,6 +57,7 @@ def apply_changes(
             "keys": {key: [_earlier(root, key, before), values[key]] for key in wanted},
         }
     changes |= dict(parse_assignment(text) for text in assignments)
+    changes |= _evaluate_new_policies(document, changes)
     changes = {key: value for key, value in changes.items() if before.get(key, _ABSENT) != value}
     for key, value in changes.items():
         set_key(document, key, value)
@@ -131,6 +134,18 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Changes:
 
 
 _ABSENT = object()
+
+
+def _evaluate_new_policies(document: CommentedMap, changes: Changes) -> Changes:
+    """A policy that the changes bring in is evaluated too, unless they say what is."""
+    evaluated = [str(name) for name in (document.get("evaluate") or {}).get("policies") or []]
+    if "evaluate.policies" in changes or not evaluated:
+        return {}
+    after = copy.deepcopy(document)
+    for key, value in changes.items():
+        set_key(after, key, value)
+    new = [name for _, name in policies_in(after) if name not in evaluated]
+    return {"evaluate.policies": [*evaluated, *new]} if new else {}
 
 
 def _revert_previous(root: Path, before: Changes) -> Changes:

@@ -12,15 +12,15 @@ from prefloop.models.adapters import attach, merge
 from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
 from prefloop.training.dpo import encode_comparisons, fit_dpo, held_out_figures, reference_logprobs
-from tasks.support.stage import Stage
+from tasks.support.policy_stage import open_policy
 from tasks.support.training import card, prepare, within_context
 
 COMPARISONS = Path("data/validated/preferences.jsonl")
 
 
 def main() -> None:
-    """Writes models/dpo."""
-    with Stage.open("dpo", DPOConfig) as stage:
+    """Writes models/POLICY."""
+    with open_policy("dpo", DPOConfig) as stage:
         bench, config = prepare(stage), stage.config
         precision = bench.environment.precision
         stage.dataset("preferences", COMPARISONS)
@@ -52,7 +52,7 @@ def main() -> None:
             recorder=stage.recorder,
         )
         figures = held_out_figures(policy, tokenizer, held_comparisons, held_reference, config, precision)
-        with stage.output("models/dpo") as folder:
+        with stage.output(f"models/{stage.part}") as folder:
             about = card(
                 stage, "The SFT policy, tuned by DPO.", [f"{pairs:,} pairs of {len(fitted):,} prompts"]
             )

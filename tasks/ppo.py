@@ -15,7 +15,7 @@ from prefloop.models.saving import save_model
 from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
 from prefloop.training.language_model import encode_demonstrations
 from prefloop.training.ppo import PPOTrainer
-from tasks.support.stage import Stage
+from tasks.support.policy_stage import open_policy
 from tasks.support.training import card, prepare, within_context
 
 PROMPTS = Path("data/validated/prompts.jsonl")
@@ -23,8 +23,8 @@ DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
 
 
 def main() -> None:
-    """Writes models/ppo."""
-    with Stage.open("ppo", PPOConfig) as stage:
+    """Writes models/POLICY."""
+    with open_policy("ppo", PPOConfig) as stage:
         bench, config = prepare(stage), stage.config
         device, precision = bench.environment.device, bench.environment.precision
         stage.dataset("prompts", PROMPTS)
@@ -64,7 +64,7 @@ def main() -> None:
             f"{len(trainer.held_out):,} held out to choose the checkpoint"
         )
         trainer.train(bench.checkpoints, stage.recorder)
-        with stage.output("models/ppo") as folder:
+        with stage.output(f"models/{stage.part}") as folder:
             about = card(stage, "The SFT policy, tuned by PPO.", [f"{len(trainer.prompts):,} prompts"])
             save_model(merge(policy), tokenizer, folder, about)
         stage.metrics(

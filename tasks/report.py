@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config.evaluate import EvaluateConfig
+from prefloop.config.policies import policies_in, policy_values
 from prefloop.config.promote import PromoteConfig
 from prefloop.config.read import read_section, read_yaml
 from prefloop.config.report import ReportConfig
@@ -20,8 +21,7 @@ from tasks.support.stage import Stage
 
 METRICS, PLOTS, SAMPLES = Path("metrics"), Path("plots"), Path("reports/samples")
 KINDS = ("text", "demonstrations", "preferences", "judge", "held_out", "prompts", "evaluation")
-TRAINING = ("base", "sft", "reward", "judge", "ppo", "dpo")
-SETTINGS = ("ingest", *TRAINING, "evaluate", "promote")
+MODELS = ("base", "sft", "reward", "judge")
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
@@ -54,6 +54,8 @@ def main() -> None:
         answers = {name: list(read_jsonl(SAMPLES / f"{name}.jsonl")) for name in evaluate.policies}
         evaluation = merge(figures, answers, resamples=evaluate.bootstrap)
         params = read_yaml("params.yaml")
+        methods = {name: method for method, name in policies_in(params)}
+        trainings = (*MODELS, *methods)
         material = Material(
             title=stage.config.title,
             seed=stage.seed,
@@ -63,15 +65,18 @@ def main() -> None:
             answers=answers,
             curves={
                 name: curve
-                for name in TRAINING
+                for name in trainings
                 if (PLOTS / f"{name}.csv").exists() and (curve := read_curve(PLOTS / f"{name}.csv"))
             },
             ingest=read_present(METRICS, {"ingest": "ingest.json"}).get("ingest", {}),
             validation=read_present(METRICS, {kind: f"validate-{kind}.json" for kind in KINDS}),
-            stages=read_present(METRICS, {name: f"{name}.json" for name in TRAINING}),
+            stages=read_present(METRICS, {name: f"{name}.json" for name in MODELS})
+            | read_present(METRICS / "policies", {name: f"{name}.json" for name in methods}),
             decision=decide(evaluation, rules).as_json(),
             environment=stage.compute.to_dict(),
-            settings={section: params[section] for section in SETTINGS if params.get(section)},
+            settings={name: params[name] for name in ("ingest", *MODELS) if params.get(name)}
+            | {name: {"method": m, **policy_values(params, m, name)} for name, m in methods.items()}
+            | {name: params[name] for name in ("evaluate", "promote") if params.get(name)},
         )
         with stage.output_file("reports/report.html") as handle:
             handle.write(render(material))

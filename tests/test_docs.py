@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.config.params import Params
+from prefloop.config.params import METHODS, Params
 from prefloop.config.training import TrainingConfig
 from prefloop.config.validate import DEFAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-SECTIONS = [field.name for field in dataclasses.fields(Params) if field.name != "seed"]
+SECTIONS = [field.name for field in dataclasses.fields(Params) if field.name not in ("seed", "policies")]
 
 
 def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
@@ -47,6 +47,10 @@ def test_a_page_documents_every_key_of_its_section(section: str) -> None:
         keys -= set(keys_of(TrainingConfig))
     found = documented(ROOT / "docs" / f"{section}.md", "Parameters")
     assert sorted(found) == sorted(keys)
+
+
+def test_the_methods_of_policies_are_documented() -> None:
+    assert documented(ROOT / "docs" / "policies.md", "Methods") == list(METHODS)
 
 
 def test_every_expectation_is_documented() -> None:

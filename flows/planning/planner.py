@@ -18,6 +18,7 @@ from flows.planning.model import Action, Plan, Reason, StagePlan
 from flows.planning.run_cache import find_outputs
 from prefloop.config.parse import nearest
 from prefloop.errors import ConfigError, DataError, PrefloopError
+from tasks.support.workspace import slug
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -64,7 +65,8 @@ def make_plan(
 
     Args:
         repo: an open repository; nothing in it is changed.
-        targets: stages asked for ("sft", "evaluate@ppo", "evaluate" for all its parts); empty takes all.
+        targets: stages asked for ("sft", "evaluate@ppo", "evaluate" for all its parts, a policy's name);
+            empty takes all.
         force: run the targets (or every stage) although nothing changed.
         interrupted: stages whose last run was cut off: what they left may be overwritten.
 
@@ -93,17 +95,18 @@ def is_preparation(stage: PipelineStage) -> bool:
 
 
 def select(stages: Sequence[PipelineStage], targets: Sequence[str]) -> set[str]:
-    """Names of the stages that the targets mean; a name before an @ means all its parts."""
+    """Names of the stages that the targets mean; a name before an @ means all its parts, a policy's name
+    the stage that trains it."""
     names = [stage.name for stage in stages]
     if not targets:
         return set(names)
     chosen: set[str] = set()
     for target in targets:
         matches = {name for name in names if name == target or name.split("@")[0] == target}
+        matches = matches or {name for name in names if slug(name) == target}
         if not matches:
-            raise ConfigError(
-                f"there is no stage {target}", nearest(target, {*names, *(n.split("@")[0] for n in names)})
-            )
+            known = {*names, *(n.split("@")[0] for n in names), *map(slug, names)}
+            raise ConfigError(f"there is no stage {target}", nearest(target, known))
         chosen |= matches
     return chosen
 

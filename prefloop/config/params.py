@@ -14,6 +14,7 @@ from prefloop.config.evaluate import EvaluateConfig
 from prefloop.config.ingest import IngestConfig
 from prefloop.config.judge import JudgeConfig
 from prefloop.config.parse import parse
+from prefloop.config.policies import check_policies
 from prefloop.config.ppo import PPOConfig
 from prefloop.config.promote import PromoteConfig
 from prefloop.config.read import read_yaml
@@ -24,10 +25,17 @@ from prefloop.config.tracking import TrackingConfig
 from prefloop.config.validate import ValidateConfig
 from prefloop.errors import ConfigError
 
+METHODS: dict[str, type[Any]] = {"ppo": PPOConfig, "dpo": DPOConfig}
+"""Method -> type of its section. A run trains the policies that `policies` lists under it."""
+
 
 @dataclass(frozen=True)
 class Params:
-    """Every section of params.yaml."""
+    """Every section of params.yaml.
+
+    Attributes:
+        policies: method -> name -> knobs that differ from the method's section.
+    """
 
     seed: int = 0
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -37,6 +45,9 @@ class Params:
     sft: SFTConfig = field(default_factory=SFTConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    policies: dict[str, dict[str, dict[str, Any]]] = field(
+        default_factory=lambda: {"ppo": {"ppo": {}}, "dpo": {"dpo": {}}}
+    )
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(steps=1))
     dpo: DPOConfig = field(default_factory=DPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -70,11 +81,13 @@ def parse_params(values: Mapping[str, Any]) -> Params:
         ConfigError: see `prefloop.config.parse.parse`; keys are named as in params.yaml.
     """
     try:
-        return parse(Params, values, "params")
+        params = parse(Params, values, "params")
     except ConfigError as error:
         raise ConfigError(
             error.message.replace("params.", "", 1), error.remedy.replace("params.", "", 1)
         ) from error
+    check_policies(values, METHODS)
+    return params
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from prefloop.evaluation.promotion import Decision, Standing, Verdict, score
 from tasks.support.mlflow_store import Store
 from tasks.support.model_delivery import KEY_TAG, find_version
+from tasks.support.workspace import slug
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -34,7 +35,7 @@ class Registry:
             return None
         tags = version.tags
         return Standing(
-            name=f"version {version.version} ({tags.get('prefloop.stage', 'unknown')})",
+            name=f"version {version.version} ({slug(tags.get('prefloop.stage', 'unknown'))})",
             key=tags.get(KEY_TAG, ""),
             score=float(tags.get("prefloop.score", "nan")),
             measure=tags.get("prefloop.measure", ""),

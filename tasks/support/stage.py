@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -35,7 +35,7 @@ from tasks.support.runs import Clock, git_state
 from tasks.support.signals import StopFlag
 from tasks.support.spool import mlflow_run_id
 from tasks.support.tracking import RunTracker, pipeline_id, registered_name
-from tasks.support.workspace import slug, state_folder
+from tasks.support.workspace import metrics_file, slug, state_folder
 
 C = TypeVar("C")
 
@@ -50,6 +50,7 @@ class Stage(Generic[C]):
     Attributes:
         name: the stage as dvc.yaml names it, with its part: "sft", "evaluate@ppo".
         part: what follows the `@`, or "".
+        label: its name in file names, unique among all stages: "sft", "evaluate-ppo", a policy's own name.
         config: the stage's section of params.yaml.
         seed: the run's seed.
         key: stage key, hex SHA-256 over everything the result follows from.
@@ -60,7 +61,8 @@ class Stage(Generic[C]):
     def __init__(self, name: str, part: str, config: C, seed: int, stop: StopFlag) -> None:
         self.name, self.part, self.config, self.seed, self.stop = name, part, config, seed, stop
         self.key = stage_key(name, {"config": dataclasses.asdict(config), "seed": seed})  # type: ignore[call-overload]
-        self.scratch = state_folder() / "scratch" / slug(name) / self.key
+        self.label = slug(name)
+        self.scratch = state_folder() / "scratch" / self.label / self.key
         self.progress = Progress(name)
         self.clock = Clock()
         self.tracker = RunTracker(name)
@@ -71,8 +73,9 @@ class Stage(Generic[C]):
         self._bare = bare_pipeline()
 
     @classmethod
-    @contextmanager
-    def open(cls, name: str, config: type[C], *, part: str = "", section: str = "") -> Iterator[Stage[C]]:
+    def open(
+        cls, name: str, config: type[C], *, part: str = "", section: str = ""
+    ) -> AbstractContextManager[Stage[C]]:
         """Runs the block as stage `name` (with `part`: `name@part`).
 
         Args:
@@ -81,12 +84,18 @@ class Stage(Generic[C]):
             part: the item of a `foreach` stage.
             section: the section, where it is not called like the stage.
         """
+        return cls.run(name, part, lambda: read_section(section or name, config))
+
+    @classmethod
+    @contextmanager
+    def run(cls, name: str, part: str, read: Callable[[], C]) -> Iterator[Stage[C]]:
+        """The same, with a configuration that `read` gives: an error in it is the stage's, too."""
         full = f"{name}@{part}" if part else name
         stop = StopFlag()
         with ended_well(full, stop):
-            stage = cls(full, part, read_section(section or name, config), read_seed(), stop)
+            stage = cls(full, part, read(), read_seed(), stop)
             with ExitStack() as stack:
-                stack.enter_context(held(Path(".prefloop/locks") / f"{slug(full)}.lock", f"stage {full}"))
+                stack.enter_context(held(Path(".prefloop/locks") / f"{stage.label}.lock", f"stage {full}"))
                 stack.enter_context(
                     held(stage.scratch.with_suffix(".lock"), f"the scratch folder of stage {full}")
                 )
@@ -125,9 +134,9 @@ class Stage(Generic[C]):
         return atomic_file(path, mode)
 
     def metrics(self, values: Mapping[str, Any], path: Path | str | None = None) -> None:
-        """Writes the stage's figures, by default to metrics/<stage>.json; what is not finite becomes null."""
+        """Writes the stage's figures, by default to its `metrics_file`; what is not finite becomes null."""
         self.figures = without_nan(values)
-        write_json(path or Path("metrics") / f"{slug(self.name)}.json", self.figures)
+        write_json(path or metrics_file(self.name), self.figures)
         self.tracker.metrics(0, self.figures, "final")
 
     def dataset(self, name: str, path: Path | str, rows: int | None = None) -> None:
@@ -160,12 +169,12 @@ class Stage(Generic[C]):
         resumed = self._recorder.resumed_from if self._recorder else None
         rows = self._recorder.curve.rows() if self._recorder else []
         if rows or isinstance(self.config, TrainingConfig):  # a model that was given has a curve without rows
-            write_csv(Path("plots") / f"{slug(self.name)}.csv", rows)
+            write_csv(Path("plots") / f"{self.label}.csv", rows)
         for model in self._models:
             self.tracker.model(model, self.key, registered_name(model.name), self.figures)
         self.tracker.end("FINISHED")
         write_json(
-            Path("runs") / f"{slug(self.name)}.json",
+            Path("runs") / f"{self.label}.json",
             {
                 "stage": self.name,
                 "key": self.key,

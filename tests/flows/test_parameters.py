@@ -110,3 +110,15 @@ def test_assignments_hold_any_yaml() -> None:
 
 def test_leaves_keep_lists_and_empty_mappings_whole() -> None:
     assert leaves({"a": {"b": [1, 2], "c": {}}, "d": None}) == {"a.b": [1, 2], "a.c": {}, "d": None}
+
+
+def test_a_new_policy_is_evaluated_too(workspace: Path) -> None:
+    with open(workspace / "params.yaml", "a") as handle:
+        handle.write("policies:\n  dpo: {}\n")
+    said = change(workspace, "policies.dpo.mild={beta: 0.9}")
+    assert 'params.yaml: evaluate.policies: ["base", "sft"] -> ["base", "sft", "mild"]' in said
+    values = yaml.safe_load(text(workspace))
+    assert values["policies"] == {"dpo": {"mild": {"beta": 0.9}}}
+    assert change(workspace, "policies.dpo.mild.beta=0.8") == [
+        "params.yaml: policies.dpo.mild.beta: 0.9 -> 0.8"
+    ]

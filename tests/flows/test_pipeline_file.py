@@ -12,7 +12,7 @@ from flows.planning.planner import is_preparation, open_repo, pipeline_stages
 
 ROOT = Path(__file__).parents[2]
 STAGES = {stage.name: stage for stage in pipeline_stages(open_repo(ROOT))}
-TRAINING = ("base", "sft", "reward", "judge", "ppo", "dpo")
+TRAINING = ("base", "sft", "reward", "judge", "ppo@ppo", "dpo@dpo")
 
 
 def paths(items) -> set[str]:
@@ -35,7 +35,7 @@ def test_there_is_one_preparation_and_it_resolves_the_environment() -> None:
 def test_what_trains_depends_on_environment_seed_its_section_and_the_leak_check(name: str) -> None:
     params = {dep.def_path: dep.params for dep in STAGES[name].deps if isinstance(dep, ParamsDependency)}
     assert params["runs/environment.json"] == [], "the whole file"
-    assert {"seed", name} <= set(params["params.yaml"])
+    assert {"seed", name.split("@")[0]} <= set(params["params.yaml"])
     assert "metrics/validate-leaks.json" in paths(STAGES[name].deps)
 
 
@@ -51,7 +51,7 @@ def test_comparisons_feed_reward_and_dpo_alone() -> None:
     readers = {
         name for name, stage in STAGES.items() if "data/validated/preferences.jsonl" in paths(stage.deps)
     }
-    assert readers == {"validate-leaks", "reward", "dpo"}
+    assert readers == {"validate-leaks", "reward", "dpo@dpo"}
 
 
 def test_each_policy_is_evaluated_by_itself() -> None:

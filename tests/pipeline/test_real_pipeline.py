@@ -145,14 +145,31 @@ def test_the_kl_coefficient_touches_ppo_and_its_evaluation_and_comes_back_from_t
     parameters = (workspace.root / "params.yaml").read_text()
     output = workspace.run("--set", "ppo.kl_coef=0.3")
     ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
-    assert ran == {"ppo", "evaluate@ppo", "report"}
+    assert ran == {"ppo@ppo", "evaluate@ppo", "report"}
     after = workspace.weights()
     assert {name for name in before if before[name] != after[name]} == {"models/ppo/model.safetensors"}
     (workspace.root / "params.yaml").write_text(parameters)
-    assert workspace.actions("restore") == {"ppo", "evaluate@ppo", "report"}
+    assert workspace.actions("restore") == {"ppo@ppo", "evaluate@ppo", "report"}
     output = workspace.run()
     assert " ran in " not in output
     assert workspace.weights() == before
+
+
+def test_a_variant_of_a_method_runs_alone_and_is_compared(workspace: Workspace) -> None:
+    before = workspace.weights()
+    parameters = (workspace.root / "params.yaml").read_text()
+    output = workspace.run("--set", "policies.ppo.ppo-loose={method: ppo, kl_coef: 0.02}")
+    ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
+    assert ran == {"ppo@ppo-loose", "evaluate@ppo-loose", "report"}
+    assert {name: data for name, data in workspace.weights().items() if name in before} == before
+    assert set(workspace.read("metrics/evaluate.json")["policies"]) == {
+        "base", "sft", "ppo", "dpo", "ppo-loose",
+    }  # fmt: skip
+    assert workspace.read("runs/ppo-loose.json")["stage"] == "ppo@ppo-loose"
+    (workspace.root / "params.yaml").write_text(parameters)
+    assert "ppo@ppo-loose" not in workspace.plan()
+    workspace.run()
+    assert set(workspace.read("metrics/evaluate.json")["policies"]) == {"base", "sft", "ppo", "dpo"}
 
 
 def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Workspace) -> None:
@@ -160,9 +177,9 @@ def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Works
     text = file.read_text()
     file.write_text(text + "\n# an edit\n")
     try:
-        assert workspace.actions("run") == {"dpo"}
+        assert workspace.actions("run") == {"dpo@dpo"}
         assert workspace.actions("maybe") == {"evaluate@dpo", "report"}
-        assert workspace.plan()["dpo"]["reasons"][0]["text"] == "prefloop/objectives/dpo.py changed"
+        assert workspace.plan()["dpo@dpo"]["reasons"][0]["text"] == "prefloop/objectives/dpo.py changed"
     finally:
         file.write_text(text)
 
@@ -180,10 +197,10 @@ def test_added_comparisons_leave_sft_and_the_evaluation_prompts(workspace: Works
     assert plan["ingest"]["action"] == "run"
     assert plan["ingest"]["reasons"][0]["text"] == "data/sources changed"
     assert {name for name, stage in plan.items() if stage["action"] == "stays"} >= {"base", "sft"}
-    assert {name for name, stage in plan.items() if stage["action"] == "maybe"} >= {"reward", "ppo", "dpo"}
+    assert workspace.actions("maybe") >= {"reward", "ppo@ppo", "dpo@dpo"}
     output = workspace.run()
     ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
-    assert ran >= {"ingest", "validate@preferences", "reward", "ppo", "dpo"}
+    assert ran >= {"ingest", "validate@preferences", "reward", "ppo@ppo", "dpo@dpo"}
     assert not ran & {"base", "sft", "validate@demonstrations", "validate@text", "validate@evaluation"}
     after = workspace.weights()
     assert {name.split("/")[1] for name in before if before[name] != after[name]} == {"reward", "ppo", "dpo"}
