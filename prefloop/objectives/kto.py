@@ -55,7 +55,10 @@ def kto_loss(
     """
     reward = implicit_reward(policy, reference, beta)
     gain = reward - beta * point.detach()
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(reward.dtype)
+    # As tensors of the rewards' precision: plain numbers would be rounded to float32.
+    weight = torch.where(
+        desirable, reward.new_tensor(desirable_weight), reward.new_tensor(undesirable_weight)
+    )
     # lambda (1 - sigmoid(x)) is lambda sigmoid(-x), without a difference of near equals.
     loss = weight * torch.sigmoid(torch.where(desirable, -gain, gain))
     return KTOTerms(loss, reward.detach())
