@@ -159,12 +159,12 @@ def test_no_gradient_flows_through_the_reference_point() -> None:
     policy, reference = doubles([-1.0, -2.0], [-1.5, -1.0])
     policy.requires_grad_()
     point = (policy - reference).mean()
-    kto_loss(policy, reference, torch.tensor([True, False]), point, beta=0.5).loss.sum().backward()
+    kto_loss(policy, reference, torch.tensor([True, True]), point, beta=0.5).loss.sum().backward()
     z = point.item()
-    a, b = 0.5 * (0.5 - z), 0.5 * (z - -1.0)
+    a, b = 0.5 * (0.5 - z), 0.5 * (-1.0 - z)
     assert policy.grad is not None
     assert policy.grad.tolist() == pytest.approx(
-        [-0.5 * sigmoid(a) * sigmoid(-a), 0.5 * sigmoid(b) * sigmoid(-b)], rel=1e-12
+        [-0.5 * sigmoid(a) * sigmoid(-a), -0.5 * sigmoid(b) * sigmoid(-b)], rel=1e-12
     )
 
 

@@ -1,4 +1,4 @@
-"""Where losses on pairs come to, on so few completions that policy, reward and every pair can be written down."""
+"""Where losses on pairs come to, on so few completions that the policy and every pair can be written down."""
 
 from __future__ import annotations
 

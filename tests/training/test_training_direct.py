@@ -13,16 +13,16 @@ import torch
 from transformers import PreTrainedModel
 
 from prefloop.config.dpo import DPOConfig
+from prefloop.config.orpo import ORPOConfig
 from prefloop.config.simpo import SimPOConfig
 from prefloop.config.training import LoraConfig
 from prefloop.data.comparisons import Ranking
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, TrainingError
-from prefloop.models.adapters import attach
-from prefloop.training import reference as reference_module
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.direct import (
     EncodedComparison,
+    PolicyPairs,
     Run,
     comparison_figures,
     completion_logprobs,
@@ -30,7 +30,8 @@ from prefloop.training.direct import (
     policy_pairs,
 )
 from prefloop.training.dpo import dpo_part, fit_dpo, held_out_figures
-from prefloop.training.reference import reference_logprobs, row_logprobs, weights_hash
+from prefloop.training.orpo import orpo_part
+from prefloop.training.reference import reference_logprobs
 from prefloop.training.simpo import fit_simpo, simpo_part
 from tests import tiny
 from tests.tiny import StopAfter
@@ -57,9 +58,6 @@ def encoded(config: DPOConfig = CONFIG) -> list[EncodedComparison]:
 
 def run(folder: Path, recorder: StopAfter) -> Run:
     return Run(seed=0, precision="fp32", checkpoints=Checkpoints(folder, 1e9), recorder=recorder)
-
-
-# --- Encoding: what is cut, and on which side.
 
 
 def pairs(chosen: str, rejected: str, count: int = 4) -> list[Ranking]:
@@ -140,9 +138,6 @@ def test_what_lies_under_the_mask_changes_nothing() -> None:
     torch.testing.assert_close(beside[:-1], sums, atol=1e-5, rtol=0)
 
 
-# --- The step that each loss takes.
-
-
 @pytest.mark.parametrize("name", FAMILY)
 def test_eight_micro_batches_of_one_are_one_of_eight_for_every_loss(name: str, tmp_path: Path) -> None:
     common = {"steps": 1, "batch_size": 8, **SMOOTH, **FAMILY[name]}
@@ -152,6 +147,60 @@ def test_eight_micro_batches_of_one_are_one_of_eight_for_every_loss(name: str, t
     for key in one:
         torch.testing.assert_close(one[key], other[key], atol=1e-6, rtol=0)
     assert whole.rows[0] == pytest.approx(parts.rows[0], rel=1e-3, abs=1e-5)
+
+
+# One comparison of two completions, of 5 and 2 tokens, whose raters are four to one for the first.
+GIVEN = PolicyPairs(
+    chosen=torch.tensor([-4.0], dtype=torch.float64),
+    rejected=torch.tensor([-3.0], dtype=torch.float64),
+    chosen_lengths=torch.tensor([5]),
+    rejected_lengths=torch.tensor([2]),
+    better=torch.tensor([1]),
+    worse=torch.tensor([0]),
+    probability=torch.tensor([0.8], dtype=torch.float64),
+)
+# The worse completion stands first.
+GIVEN_REFERENCE = torch.tensor([-2.5, -5.0], dtype=torch.float64)
+
+
+def nls(x: float) -> float:
+    """-log sigmoid(x)."""
+    return math.log1p(math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # h is (-4 + 5) - (-3 + 2.5) = 1.5; a label stands with 0.8 x 0.9 + 0.2 x 0.1 = 0.74.
+        ({"label_smoothing": 0.1}, 0.74 * nls(0.6) + 0.26 * nls(-0.6)),
+        ({"loss": "robust", "label_smoothing": 0.1}, (0.7 * nls(0.6) + 0.1 * nls(-0.6)) / 0.8),
+        ({"loss": "ipo"}, 0.8 * (1.5 - 1.25) ** 2 + 0.2 * (1.5 + 1.25) ** 2),
+        # A token: (-4 + 5) / 5 - (-3 + 2.5) / 2 = 0.45.
+        ({"loss": "ipo", "ipo_logprobs": "mean"}, 0.8 * (0.45 - 1.25) ** 2 + 0.2 * (0.45 + 1.25) ** 2),
+        ({"loss": "hinge"}, 0.8 * 0.4 + 0.2 * 1.6),
+        ({"loss": "hinge", "nll_coef": 0.5}, 0.8 * 0.4 + 0.2 * 1.6 + 0.5 * 4 / 5),
+    ],
+)
+def test_each_loss_of_the_family_by_hand(options: dict[str, Any], expected: float) -> None:
+    config = DPOConfig(**{"beta": 0.4, **options})
+    found = dpo_part([GIVEN_REFERENCE], config)(GIVEN, [0], 1)
+    assert float(found.loss) == pytest.approx(expected, rel=1e-9)
+    assert found.metrics["accuracy"] == 1
+
+
+def test_simpo_and_orpo_see_means_a_token_and_their_own_weights() -> None:
+    # -4 / 5 and -3 / 2 a token.
+    simpo = simpo_part(SimPOConfig(beta=2.0, margin=0.3, nll_coef=0.5))(GIVEN, [0], 2)
+    expected = (0.8 * nls(1.4 - 0.3) + 0.2 * nls(-1.4 - 0.3) + 0.5 * 0.8) / 2
+    assert float(simpo.loss) == pytest.approx(expected, rel=1e-9)
+    assert simpo.metrics["margin"] == pytest.approx(1.4 / 2, rel=1e-9)
+    p, q = math.exp(-0.8), math.exp(-1.5)
+    ratio = math.log(p / (1 - p)) - math.log(q / (1 - q))
+    orpo = orpo_part(ORPOConfig(odds_coef=0.3))(GIVEN, [0], 2)
+    expected = (0.8 + 0.3 * (0.8 * nls(ratio) + 0.2 * nls(-ratio))) / 2
+    assert float(orpo.loss) == pytest.approx(expected, rel=1e-9)
+    assert orpo.metrics["log_odds_ratio"] == pytest.approx(ratio / 2, rel=1e-9)
+    assert orpo.metrics["chosen_nll"] == pytest.approx(0.8 / 2, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -234,24 +283,17 @@ def test_a_loss_that_is_not_a_number_stops_the_training(tmp_path: Path) -> None:
         fit_dpo(policy(), TOKENS, comparisons, reference, CONFIG, **run(tmp_path, StopAfter()))
 
 
-# --- The reference: with adapters off, and kept by content.
-
-
-def test_the_reference_of_an_adapted_model_is_the_model_below() -> None:
-    pytest.importorskip("peft")
-    adapted = attach(policy(), LoraConfig(rank=2, alpha=4.0), seed=0)
-    assert weights_hash(adapted) == weights_hash(policy())
-    rows = [row for comparison in encoded()[:3] for row in comparison.completions]
-    before = row_logprobs(policy(), TOKENS, rows, "fp32")
+def test_the_dpo_part_takes_the_references_of_its_own_rows() -> None:
+    comparisons = encoded()[:4]
+    model = policy(1)
+    reference = reference_logprobs(policy(2), TOKENS, comparisons, "fp32")
+    part = dpo_part(reference, CONFIG)
     with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1
-    assert weights_hash(adapted) == weights_hash(policy())
-    assert torch.equal(row_logprobs(adapted, TOKENS, rows, "fp32"), before)
+        alone = part(policy_pairs(model, TOKENS, comparisons[2:3], "fp32"), [2], 1).loss.item()
+    shifted = [r + 100.0 * (i != 2) * torch.arange(len(r)) for i, r in enumerate(reference)]
     with torch.no_grad():
-        moved, _ = completion_logprobs(adapted, TOKENS, rows, "fp32")
-    assert not torch.allclose(moved, before, atol=1e-2)
+        again = dpo_part(shifted, CONFIG)(policy_pairs(model, TOKENS, comparisons[2:3], "fp32"), [2], 1)
+    assert again.loss.item() == alone
 
 
 def test_only_adapters_move_and_the_first_gap_is_zero(tmp_path: Path) -> None:
@@ -267,107 +309,3 @@ def test_only_adapters_move_and_the_first_gap_is_zero(tmp_path: Path) -> None:
         assert any("lora_B" in key and value.abs().sum() > 0 for key, value in after.items())
         assert recorder.rows[0]["chosen_reward"] == pytest.approx(0, abs=1e-4)
         assert abs(recorder.rows[-1]["chosen_reward"]) > 1e-4
-
-
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts the rows that go through the model from here on."""
-    counts: list[int] = []
-    inner = reference_module.completion_logprobs
-
-    def counting(model: Any, tokens: Any, rows: Any, precision: str) -> Any:
-        counts.append(len(rows))
-        return inner(model, tokens, rows, precision)
-
-    monkeypatch.setattr(reference_module, "completion_logprobs", counting)
-    return counts
-
-
-def test_reference_log_probs_are_computed_once_and_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = computed(monkeypatch)
-    comparisons = encoded()
-    completions = sum(len(c.completions) for c in comparisons)
-    first = reference_logprobs(policy(), TOKENS, comparisons, "fp32", tmp_path)
-    assert sum(counts) == completions
-    again = reference_logprobs(policy(), TOKENS, comparisons, "fp32", tmp_path)
-    assert sum(counts) == completions
-    assert [x.shape for x in again] == [(len(c.completions),) for c in comparisons]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
-    assert not list(reference_logprobs(policy(), TOKENS, [], "fp32", tmp_path))
-
-
-def test_other_weights_tokens_or_precision_have_a_file_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = encoded()[0].completions
-    model = policy()
-    row_logprobs(model, TOKENS, rows, "fp32", tmp_path)
-    counts = computed(monkeypatch)
-    moved = Encoded(
-        rows[0].input_ids[:-1], rows[0].input_ids[-1:], [False] * (len(rows[0].input_ids) - 1) + [True]
-    )
-    other = [
-        (policy(1), rows, "fp32", ""),
-        (model, rows[:-1], "fp32", ""),
-        (model, rows[::-1], "fp32", ""),
-        (model, [moved, *rows[1:]], "fp32", ""),
-        (model, rows, "bf16", ""),
-        (model, rows, "fp32", "a hash that the caller knows"),
-    ]
-    for n, (weights, asked, precision, known) in enumerate(other, start=2):
-        row_logprobs(weights, TOKENS, asked, precision, tmp_path, weights=known)
-        assert len(list(tmp_path.iterdir())) == n
-    assert len(counts) == len(other)
-    row_logprobs(model, TOKENS, rows, "fp32", tmp_path, weights=weights_hash(model))
-    assert len(counts) == len(other)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "of other rows"])
-def test_a_damaged_file_is_computed_again(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = encoded()[0].completions
-    model = policy()
-    expected = row_logprobs(model, TOKENS, rows, "fp32", tmp_path)
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    content = bytearray(whole)
-    if damage == "truncated":
-        file.write_bytes(content[:-3])
-    elif damage == "flipped":
-        content[-1] ^= 1
-        file.write_bytes(content)
-    elif damage == "empty":
-        file.write_bytes(b"")
-    else:
-        row_logprobs(model, TOKENS, rows[:1], "fp32", tmp_path / "other")
-        (other,) = (tmp_path / "other").iterdir()
-        other.replace(file)
-        other.parent.rmdir()
-    counts = computed(monkeypatch)
-    assert torch.equal(row_logprobs(model, TOKENS, rows, "fp32", tmp_path), expected)
-    assert counts
-    assert file.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_configuration_that_changes_what_is_computed_changes_the_hash() -> None:
-    model = policy()
-    before = weights_hash(model)
-    model.config.rms_norm_eps = 0.5
-    assert weights_hash(model) != before
-
-
-def test_the_dpo_part_takes_the_references_of_its_own_rows() -> None:
-    comparisons = encoded()[:4]
-    model = policy(1)
-    reference = reference_logprobs(policy(2), TOKENS, comparisons, "fp32")
-    part = dpo_part(reference, CONFIG)
-    with torch.no_grad():
-        alone = part(policy_pairs(model, TOKENS, comparisons[2:3], "fp32"), [2], 1).loss.item()
-    shifted = [r + 100.0 * (i != 2) * torch.arange(len(r)) for i, r in enumerate(reference)]
-    with torch.no_grad():
-        again = dpo_part(shifted, CONFIG)(policy_pairs(model, TOKENS, comparisons[2:3], "fp32"), [2], 1)
-    assert again.loss.item() == alone
