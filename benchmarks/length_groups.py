@@ -24,7 +24,9 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.data import batching
 from prefloop.data.comparisons import rankings
 from prefloop.models.creating import create_model, train_tokenizer
-from prefloop.training.dpo import EncodedComparison, comparison_part, encode_comparisons, reference_logprobs
+from prefloop.training.direct import EncodedComparison, encode_comparisons, policy_pairs
+from prefloop.training.dpo import dpo_part
+from prefloop.training.reference import reference_logprobs
 from prefloop.world import build
 from prefloop.world.facts import World
 
@@ -46,7 +48,8 @@ def step(
     model.zero_grad(set_to_none=True)
     started = time.perf_counter()
     pairs = sum(len(comparison.pairs) for comparison in comparisons)
-    part = comparison_part(model, tokenizer, comparisons, reference, config, "fp32", pairs)
+    under = policy_pairs(model, tokenizer, comparisons, "fp32")
+    part = dpo_part(reference, config)(under, range(len(comparisons)), pairs)
     part.loss.backward()
     return time.perf_counter() - started, float(part.loss.detach())
 

@@ -21,9 +21,11 @@ from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
 from prefloop.rewards.sources import LearnedReward, RewardSum
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
+from prefloop.training.direct import encode_comparisons
+from prefloop.training.dpo import fit_dpo
 from prefloop.training.language_model import encode_demonstrations, finetune
 from prefloop.training.ppo import PPOTrainer
+from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model, normalise
 from tests import tiny
 from tests.tiny import StopAfter

@@ -23,7 +23,9 @@ from tests.training import trainings
 from tests.training.trainings import SMOOTH, TRAININGS, ppo_trainer
 
 
-@pytest.mark.parametrize("name", ["base", "sft", "reward", "dpo", "ppo", "ppo_shared"])
+@pytest.mark.parametrize(
+    "name", ["base", "sft", "reward", "dpo", "kto", "orpo", "simpo", "ppo", "ppo_shared"]
+)
 def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) -> None:
     steps = {"steps": 2, "batch_size": 8, **SMOOTH}
     whole, parts = StopAfter(), StopAfter()
@@ -36,7 +38,7 @@ def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) 
 
 
 def test_recomputed_activations_give_the_same_step(tmp_path: Path) -> None:
-    for name in ("sft", "reward", "dpo", "ppo"):
+    for name in ("sft", "reward", "dpo", "kto", "ppo"):
         one = TRAININGS[name](tmp_path / "kept", StopAfter(), steps=1, **SMOOTH)
         other = TRAININGS[name](
             tmp_path / "recomputed", StopAfter(), steps=1, gradient_checkpointing=True, **SMOOTH
@@ -46,7 +48,7 @@ def test_recomputed_activations_give_the_same_step(tmp_path: Path) -> None:
 
 
 def test_each_training_lowers_its_own_loss(tmp_path: Path) -> None:
-    for name in ("base", "sft", "reward", "dpo"):
+    for name in ("base", "sft", "reward", "dpo", "kto", "orpo", "simpo"):
         recorder = StopAfter()
         TRAININGS[name](tmp_path / name, recorder, steps=25, learning_rate=1e-2, max_grad_norm=1.0)
         losses = [row["loss"] for row in recorder.rows]

@@ -10,23 +10,33 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefloop.config.direct import PairwiseConfig
 from prefloop.config.dpo import DPOConfig
+from prefloop.config.kto import KTOConfig
+from prefloop.config.orpo import ORPOConfig
 from prefloop.config.ppo import PPOConfig
 from prefloop.config.reward import RewardConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.config.sft import SFTConfig
+from prefloop.config.simpo import SimPOConfig
 from prefloop.config.training import LoraConfig, TrainingConfig
 from prefloop.data.comparisons import Ranking
+from prefloop.data.unpaired import Unpaired
 from prefloop.models.adapters import attach, reference_of
 from prefloop.models.critic import make_critic
 from prefloop.models.reward_model import RewardModel
 from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
+from prefloop.training.direct import Run, encode_comparisons
+from prefloop.training.dpo import fit_dpo
+from prefloop.training.kto import encode_unpaired, fit_kto, kto_reference, training_steps
 from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
+from prefloop.training.orpo import fit_orpo
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.recorder import Recorder
+from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model
+from prefloop.training.simpo import fit_simpo
 from tests import tiny
 
 Weights = dict[str, Tensor]
@@ -39,6 +49,8 @@ RANKINGS = [
     Ranking(question, [tiny.ANSWERS[a] for a in shown], [min(a, 2) for a in shown])
     for question, shown in zip(tiny.QUESTIONS * 3, SHOWN, strict=True)
 ]
+# Two of three answers are desirable.
+MARKED = [Unpaired(question, tiny.ANSWERS[i % 4], i % 3 > 0) for i, question in enumerate(tiny.QUESTIONS * 4)]
 PROMPTS = [{"prompt": question} for question in tiny.QUESTIONS * 4]
 # A large epsilon makes AdamW's step smooth in the gradient, so that rounding stays rounding.
 SMOOTH: dict[str, Any] = {"learning_rate": 0.1, "adam_eps": 1.0, "max_grad_norm": 0.0}
@@ -102,23 +114,60 @@ def reward(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16
     return weights(model)
 
 
+DIRECT: dict[str, Any] = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, "max_length": 48}
+
+
+def _run(folder: Path, recorder: Recorder, every: float) -> Run:
+    return Run(seed=0, precision="fp32", checkpoints=Checkpoints(folder, every), recorder=recorder)
+
+
 def dpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
-    config = DPOConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, "max_length": 48, **changes})
+    config = DPOConfig(**{**DIRECT, **changes})
     model, tokens = _policy(config, width=width)
     comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
     reference = reference_logprobs(model, tokens, comparisons, "fp32")
-    fit_dpo(
-        model,
-        tokens,
-        comparisons,
-        reference,
-        config,
-        seed=0,
-        precision="fp32",
-        checkpoints=Checkpoints(folder, every),
-        recorder=recorder,
-    )
+    fit_dpo(model, tokens, comparisons, reference, config, **_run(folder, recorder, every))
     return weights(model)
+
+
+def dpo_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    return dpo(folder, recorder, every, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.3), **changes)
+
+
+def kto(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    config = KTOConfig(**{**DIRECT, **changes})
+    model, tokens = _policy(config, width=width)
+    rows, _ = encode_unpaired(MARKED, tokens, config)
+    steps = training_steps(rows, config, seed=0)
+    reference = kto_reference(model, tokens, rows, steps, "fp32", folder.parent / "reference")
+    fit_kto(model, tokens, rows, steps, reference, config, **_run(folder, recorder, every))
+    return weights(model)
+
+
+def kto_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    return kto(folder, recorder, every, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.3), **changes)
+
+
+def _pairwise(
+    fit: Callable[..., None],
+    config: PairwiseConfig,
+    folder: Path,
+    recorder: Recorder,
+    every: float,
+    width: int,
+) -> Weights:
+    model, tokens = _policy(config, width=width)
+    comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
+    fit(model, tokens, comparisons, config, **_run(folder, recorder, every))
+    return weights(model)
+
+
+def orpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    return _pairwise(fit_orpo, ORPOConfig(**{**DIRECT, **changes}), folder, recorder, every, width)
+
+
+def simpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    return _pairwise(fit_simpo, SimPOConfig(**{**DIRECT, **changes}), folder, recorder, every, width)
 
 
 def ppo_trainer(folder: Path, width: int = 16, **changes: Any) -> PPOTrainer:
@@ -168,5 +217,19 @@ def ppo_shared(folder: Path, recorder: Recorder, every: float = 1e9, **changes: 
 
 
 TRAININGS: dict[str, Callable[..., Weights]] = {
-    f.__name__: f for f in (base, sft, sft_with_adapter, reward, dpo, ppo, ppo_shared)
+    f.__name__: f
+    for f in (
+        base,
+        sft,
+        sft_with_adapter,
+        reward,
+        dpo,
+        dpo_with_adapter,
+        kto,
+        kto_with_adapter,
+        orpo,
+        simpo,
+        ppo,
+        ppo_shared,
+    )
 }

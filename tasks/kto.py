@@ -1,0 +1,59 @@
+"""The stage kto: the SFT policy learns from completions that are marked desirable or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefloop.config.kto import KTOConfig
+from prefloop.data.unpaired import unpaired
+from prefloop.models.adapters import attach
+from prefloop.training.kto import (
+    encode_unpaired,
+    fit_kto,
+    held_out_figures,
+    held_out_step,
+    kto_reference,
+    training_steps,
+)
+from prefloop.training.reference import weights_hash
+from tasks.support.direct_fitting import cut_figures, finish, said, start
+from tasks.support.policy_stage import open_policy
+
+PREFERENCES = Path("data/validated/preferences.jsonl")
+
+
+def main() -> None:
+    """Writes models/POLICY."""
+    with open_policy("kto", KTOConfig) as stage:
+        begun = start(stage, PREFERENCES, "models/sft")
+        model, tokenizer, config, precision = begun.model, begun.tokenizer, begun.config, begun.precision
+        (marked, unused), (held_marked, _) = unpaired(begun.rows), unpaired(begun.held)
+        rows, cut = encode_unpaired(marked, tokenizer, config)
+        held, _ = encode_unpaired(held_marked, tokenizer, config, strict=False)
+        steps = training_steps(rows, config, seed=stage.seed)
+        held_steps = held_out_step(held, config, seed=stage.seed)
+        desirable = sum(row.desirable for row in rows)
+        about = f"{desirable:,} desirable and {len(rows) - desirable:,} undesirable completions"
+        stage.say(f"{about}, {len(held):,} held out, {said(cut)}")
+        # Before any step the policy is the reference.
+        weights = weights_hash(model)
+        reference, held_reference = (
+            kto_reference(model, tokenizer, part, of, precision, begun.cache, weights=weights)
+            for part, of in ((rows, steps), (held, held_steps))
+        )
+        policy = attach(model, config.lora, seed=stage.seed)
+        fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.run)
+        figures = held_out_figures(policy, tokenizer, held, held_steps, held_reference, config, precision)
+        counts = {"desirable": desirable, "undesirable": len(rows) - desirable, "unused": unused}
+        finish(
+            stage,
+            policy,
+            tokenizer,
+            "The SFT policy, tuned by KTO.",
+            about,
+            {**counts, **cut_figures(cut), "held_out": figures},
+        )
+
+
+if __name__ == "__main__":
+    main()

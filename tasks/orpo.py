@@ -1,0 +1,30 @@
+"""The stage orpo: a model learns to answer and what raters prefer in one go, from comparisons alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefloop.config.orpo import ORPOConfig
+from prefloop.models.adapters import attach
+from prefloop.training.orpo import fit_orpo, held_out_figures
+from tasks.support.direct_fitting import comparisons, finish, start
+from tasks.support.policy_stage import open_policy
+
+COMPARISONS = Path("data/validated/preferences.jsonl")
+
+
+def main() -> None:
+    """Writes models/POLICY."""
+    with open_policy("orpo", ORPOConfig) as stage:
+        begun = start(stage, COMPARISONS, f"models/{stage.config.start}")
+        tokenizer, config = begun.tokenizer, begun.config
+        rows = comparisons(stage, begun)
+        policy = attach(begun.model, config.lora, seed=stage.seed)
+        fit_orpo(policy, tokenizer, rows.fitted, config, **begun.run)
+        figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
+        what = f"The {'SFT policy' if config.start == 'sft' else 'base model'}, tuned by ORPO."
+        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures})
+
+
+if __name__ == "__main__":
+    main()

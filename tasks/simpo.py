@@ -1,0 +1,30 @@
+"""The stage simpo: the SFT policy learns from comparisons without a reward model or a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefloop.config.simpo import SimPOConfig
+from prefloop.models.adapters import attach
+from prefloop.training.simpo import fit_simpo, held_out_figures
+from tasks.support.direct_fitting import comparisons, finish, start
+from tasks.support.policy_stage import open_policy
+
+COMPARISONS = Path("data/validated/preferences.jsonl")
+
+
+def main() -> None:
+    """Writes models/POLICY."""
+    with open_policy("simpo", SimPOConfig) as stage:
+        begun = start(stage, COMPARISONS, "models/sft")
+        tokenizer, config = begun.tokenizer, begun.config
+        rows = comparisons(stage, begun)
+        policy = attach(begun.model, config.lora, seed=stage.seed)
+        fit_simpo(policy, tokenizer, rows.fitted, config, **begun.run)
+        figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
+        what = "The SFT policy, tuned by SimPO."
+        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The stages that learn from preferences directly, from files to a folder that loads."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from prefloop.files import read_json
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("dpo", "kto", "orpo", "simpo")
+SMALL = {"steps": 2, "batch_size": 8, "max_length": 48, "learning_rate": 3e-3, "holdout": 0.3}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    parameters(tmp_path)
+    for name in ("base", "sft"):
+        tiny.saved(tmp_path / "models" / name)
+    rows = [
+        {"prompt": f"What colour is the {thing}, number {n}?", "chosen": "It is blue.", "rejected": "Blue."}
+        for n in range(4)
+        for thing in ("kettle", "lamp", "mug", "bowl")
+    ]
+    folder = tmp_path / "data" / "validated"
+    folder.mkdir(parents=True)
+    (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    importlib.import_module("tasks.environment").main()
+    return tmp_path
+
+
+def parameters(folder: Path, **dpo: object) -> None:
+    sections = {"compute": {"device": "cpu", "threads": 1, "precision": "fp32"}}
+    values = {"seed": 0, **sections, **dict.fromkeys(STAGES, SMALL), "dpo": {**SMALL, **dpo}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+
+
+def documented(stage: str) -> str:
+    return "".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in (stage, "training"))
+
+
+def test_each_stage_writes_a_model_and_only_documented_figures(workspace: Path) -> None:
+    for stage in STAGES:
+        importlib.import_module(f"tasks.{stage}").main()
+        loaded = AutoModelForCausalLM.from_pretrained(workspace / "models" / stage)
+        assert loaded.config.model_type == "llama"
+        figures = read_json(workspace / "metrics" / f"{stage}.json")
+        held = figures.pop("held_out")
+        assert held["chosen_logprob"] < 0 < held["loss"]
+        header, *lines = (workspace / "plots" / f"{stage}.csv").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 2
+        page = documented(stage)
+        for name in {*figures, *held, *header.split(",")} - {"step"}:
+            assert f"`{name}`" in page, f"docs/{stage}.md does not define {name}"
+    counts = read_json(workspace / "metrics" / "kto.json")
+    pairs = read_json(workspace / "metrics" / "dpo.json")["pairs"]
+    assert (counts["desirable"], counts["undesirable"]) == (pairs, pairs)
+    assert "The base model, tuned by ORPO." in (workspace / "models/orpo/README.md").read_text()
+
+
+def test_variants_of_dpo_share_the_reference(workspace: Path) -> None:
+    main = importlib.import_module("tasks.dpo").main
+    main()
+    kept = {file: file.stat().st_mtime_ns for file in (workspace / ".prefloop" / "reference").iterdir()}
+    assert len(kept) == 2  # fitted and held out
+    parameters(workspace, loss="ipo", beta=0.5)
+    main()
+    again = {file: file.stat().st_mtime_ns for file in (workspace / ".prefloop" / "reference").iterdir()}
+    assert again == kept
