@@ -74,6 +74,11 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     raise ModelError(f"{type(model).__name__} has no score head that prefloop knows")
 
 
+def heads_of(model: PreTrainedModel) -> int:
+    """How many scores a classifier gives."""
+    return model.config.num_labels or 1
+
+
 @torch.no_grad()
 def draw_head(head: nn.Linear, keys: Sequence[Key]) -> None:
     """Draws each output's weights from its own key: std 1/sqrt(d + 1), bias 0 (Stiennon et al. 2020)."""

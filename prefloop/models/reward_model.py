@@ -13,7 +13,7 @@ from prefloop.data.batching import length_groups, pad
 from prefloop.data.templates import Message, as_messages, render
 from prefloop.errors import ModelError
 from prefloop.files import read_json, write_json
-from prefloop.models.classifiers import draw_head, is_causal, load_classifier, score_head
+from prefloop.models.classifiers import draw_head, heads_of, is_causal, load_classifier, score_head
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length, to_device
 from prefloop.models.reward_normalisation import Normalisation
@@ -58,7 +58,7 @@ class RewardModel(nn.Module):
     @property
     def members(self) -> int:
         """How many score."""
-        return int(self.model.config.num_labels) + len(self.others)
+        return heads_of(self.model) + len(self.others)
 
     def encode(self, prompt: Prompt, completion: Prompt, max_length: int = 0) -> list[int]:
         """Tokens of the whole conversation; a longer one loses its beginning."""
@@ -173,7 +173,7 @@ class RewardModel(nn.Module):
         model, tokenizer = load_classifier(str(folder), None, trust_remote_code)
         where = Path(folder) / _NORMALISATION
         normalisation = Normalisation.from_json(read_json(where), str(where))
-        heads, members = int(model.config.num_labels), len(normalisation.members)
+        heads, members = heads_of(model), len(normalisation.members)
         if heads not in (1, members):
             raise ModelError(f"{folder} has {heads} scores, and {where.name} speaks of {members}")
         others = []

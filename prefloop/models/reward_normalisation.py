@@ -15,7 +15,7 @@ AGGREGATES = ("mean", "worst", "uwo")
 
 
 def aggregate_members(scores: Tensor, how: str, uwo_coef: float) -> Tensor:
-    """One score of several members' (Coste et al. 2023, section 3): (B, M) float -> (B,).
+    """One score of several members' (Coste et al. 2023): (B, M) float -> (B,).
 
     "mean"; "worst", the least (worst-case optimisation); "uwo", mean - lambda * variance
     (uncertainty-weighted optimisation), the variance that of these members: the sum of squares over M.

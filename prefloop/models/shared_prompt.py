@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.data.batching import length_groups
@@ -38,9 +39,8 @@ class Tree:
 
 def tree_of(sequences: Sequence[Tokens]) -> Tree:
     """Sequences as one tree: what they have in common at the beginning, and the rest of each."""
-    first, last = min(sequences), max(sequences)  # what the outermost share, all share
     limit = min(map(len, sequences)) - 1
-    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+    shared = next((i for i in range(limit) if len({ids[i] for ids in sequences}) > 1), limit)
     return Tree(sequences[0][:shared], [ids[shared:] for ids in sequences])
 
 
@@ -113,20 +113,17 @@ def tree_scores(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, prec
     for tree in trees:
         starts.append(starts[-1] + len(tree.branches))
     parts, places = [], list[int]()
+    trunk, head = plain(model).base_model, cast(nn.Module, plain(model).score)
     for group in groups:
         batch = batch_trees([trees[i] for i in group], pad_id)
         with precision_context(precision, device.type):
-            hidden = (
-                plain(model)
-                .base_model(
-                    input_ids=batch.input_ids.to(device),
-                    attention_mask=batch.attention_mask.to(device),
-                    position_ids=batch.position_ids.to(device),
-                    use_cache=False,
-                )
-                .last_hidden_state
-            )
-            parts.append(plain(model).score(hidden[batch.rows.to(device), batch.ends.to(device)]))
+            hidden = trunk(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                position_ids=batch.position_ids.to(device),
+                use_cache=False,
+            ).last_hidden_state
+            parts.append(head(hidden[batch.rows.to(device), batch.ends.to(device)]))
         places += [place for i in group for place in range(starts[i], starts[i + 1])]
     scores = torch.cat(parts).float()
     return torch.zeros_like(scores).index_copy(0, torch.tensor(places, device=device), scores)
@@ -154,12 +151,9 @@ def can_share(model: PreTrainedModel, pad_id: int) -> bool:
     model.eval()
     try:
         found = tree_scores(model, [tree], pad_id, "fp32")
-        apart = [Tree([], [[*tree.prefix, *branch]]) for branch in tree.branches]
-        expected = [
-            model(input_ids=torch.tensor([t.branches[0]], device=model.device), use_cache=False).logits[0]
-            for t in apart
-        ]
-    except (RuntimeError, TypeError, ValueError, AttributeError):
+        apart = [torch.tensor([[*tree.prefix, *branch]], device=model.device) for branch in tree.branches]
+        expected = [model(input_ids=ids, use_cache=False).logits[0] for ids in apart]
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
         return False  # it takes no such mask or positions
     finally:
         model.train(was_training)

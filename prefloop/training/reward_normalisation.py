@@ -25,7 +25,7 @@ def normalise(
         TrainingError: scores do not vary, so that nothing could be learned from them.
     """
     raw = model.raw(prompts, completions)
-    members = ((0.0, 1.0),)
+    members: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     if model.members > 1:
         members = tuple(_mean_and_std(column, f"member {i}") for i, column in enumerate(raw.unbind(dim=1)))
     ensemble = config.ensemble

@@ -27,6 +27,7 @@ from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.reward_normalisation import Normalisation
 from prefloop.models.saving import save_model
+from prefloop.models.shared_prompt import can_share
 from tests import tiny
 
 KINDS = ["llama", "qwen3", "gpt2", "gemma3_text", "mistral"]
@@ -235,6 +236,18 @@ def test_an_encoder_scores_with_its_own_tokenizer(encoder: Path, tmp_path: Path)
     )
     same = RewardModel.create(encoder, seed=0).eval().score(["What colour?"] * 2, answers)
     assert torch.equal(same, scores)
+
+
+def test_an_encoder_has_members_and_shares_no_prompt(encoder: Path, tmp_path: Path) -> None:
+    model = RewardModel.create(encoder, seed=0, heads=2).eval()
+    assert not can_share(model.model, int(model.tokenizer.pad_token_id))
+    raw = model.raw(["What colour?"] * 2, ["Blue.", "It is a lamp, and it is blue."])
+    alone = RewardModel.create(encoder, seed=0).eval().raw(["What colour?"], ["Blue."])
+    torch.testing.assert_close(raw[0, 0], alone[0, 0], atol=1e-5, rtol=0)
+    model.save(tmp_path / "reward")
+    again = RewardModel.load(tmp_path / "reward")
+    assert again.members == 2
+    torch.testing.assert_close(again.raw(["What colour?"], ["Blue."])[0], raw[0], atol=1e-5, rtol=0)
 
 
 def test_an_encoder_is_no_policy(encoder: Path) -> None:
