@@ -73,6 +73,16 @@ def calibration_error(rankings: Sequence[Ranking], scores: Scores, bins: int = 1
     return sum(abs(sum(c for c, _ in b) - sum(a for _, a in b)) for b in found) / max(total, 1)
 
 
+def disagreement(members: Sequence[Scores]) -> float:
+    """Mean over completions of the standard deviation of the members' scores there (theirs: over M).
+
+    Args:
+        members: each member's scores, on a common scale.
+    """
+    stacked = np.array([[value for own in scores for value in own] for scores in members])
+    return float(stacked.std(axis=0).mean())
+
+
 def longer_wins(rankings: Sequence[Ranking]) -> list[list[float]]:
     """Scores of the baseline that prefers the longer text (characters)."""
     return [[float(len(_text(c))) for c in ranking.completions] for ranking in rankings]
@@ -122,22 +132,42 @@ def bag_of_words(
 
 
 def summarise(
-    fit: Sequence[Ranking], held: Sequence[Ranking], scores: Scores, *, resamples: int
+    fit: Sequence[Ranking],
+    held: Sequence[Ranking],
+    scores: Scores,
+    *,
+    resamples: int,
+    log_odds: Scores | None = None,
+    members: Sequence[Scores] = (),
 ) -> dict[str, Any]:
-    """Every figure of a reward model on held-out comparisons; the baselines see the same split."""
+    """Every figure of a reward model on held-out comparisons; the baselines see the same split.
+
+    Args:
+        log_odds: scores whose differences are log-odds, for the calibration error; None: they are `scores`.
+        members: an ensemble's scores one by one, on a common scale.
+    """
     if not held:
         return {"held_out_prompts": 0}
+    ensemble = {}
+    if members:
+        ensemble = {
+            "members": {
+                str(number): accuracy(held, own, resamples=resamples) for number, own in enumerate(members)
+            },
+            "disagreement": round(disagreement(members), 6),
+        }
     baselines = {"longer_wins": longer_wins(held), "bag_of_words": bag_of_words(fit, held)}
     return {
         "held_out_prompts": len(held),
         "accuracy": accuracy(held, scores, resamples=resamples),
-        "ece": round(calibration_error(held, scores), 6),
+        "ece": round(calibration_error(held, scores if log_odds is None else log_odds), 6),
         "baselines": {
             name: accuracy(held, others, resamples=resamples) for name, others in baselines.items()
         },
         "lead": {name: lead(held, scores, others, resamples=resamples) for name, others in baselines.items()},
         "by_subset": accuracy_by(held, scores, lambda ranking: ranking.subset),
         "by_rater": accuracy_by(held, scores, lambda ranking: ranking.rater),
+        **ensemble,
     }
 
 

@@ -1,45 +1,37 @@
-"""Reward models: a trunk of any architecture with one score, its own tokenizer and normalisation."""
+"""Reward models: a trunk of any architecture with one score, its own tokenizer and scale; or several."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.data.batching import length_groups, pad
 from prefloop.data.templates import Message, as_messages, render
 from prefloop.errors import ModelError
 from prefloop.files import read_json, write_json
+from prefloop.models.classifiers import draw_head, heads_of, is_causal, load_classifier, score_head
 from prefloop.models.forward import positions, precision_context
-from prefloop.models.loading import (
-    UNREADABLE,
-    context_length,
-    first_line,
-    fit_embeddings,
-    hub_options,
-    load_tokenizer,
-    quiet,
-    require_weights,
-    to_device,
-    turn_dropout_off,
-)
-from prefloop.training.noise import torch_seed
+from prefloop.models.loading import context_length, to_device
+from prefloop.models.reward_normalisation import Normalisation
+from prefloop.models.saving import write_card
+from prefloop.training.noise import Key, torch_seed
 
 _NORMALISATION = "reward_normalisation.json"
 Prompt = str | Sequence[Message]
 
 
 class RewardModel(nn.Module):
-    """Scores a completion in the light of its prompt.
+    """Scores a completion in the light of its prompt; an ensemble's members all do, and are aggregated.
 
     Args:
-        model: sequence classifier with one label. tokenizer: its tokenizer.
-        mean, std: of raw scores over completions of the SFT policy; `score` gives (raw - mean) / std.
+        model: sequence classifier with one label, or with one a member on a shared trunk.
+        tokenizer: its tokenizer.
+        others: further members with a trunk of their own, of the same architecture and tokenizer.
+        normalisation: from raw scores to what `score` gives.
         precision: "fp32" or "bf16".
     """
 
@@ -48,19 +40,25 @@ class RewardModel(nn.Module):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        mean: float = 0.0,
-        std: float = 1.0,
+        others: Sequence[PreTrainedModel] = (),
+        normalisation: Normalisation | None = None,
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.mean, self.std, self.precision = mean, std, precision
-        self.encoder_only = not getattr(model.config, "is_decoder", False) and not _is_causal(model)
+        self.model, self.tokenizer, self.precision = model, tokenizer, precision
+        self.others = nn.ModuleList(others)
+        self.normalisation = normalisation or Normalisation(members=((0.0, 1.0),) * self.members)
+        self.encoder_only = not getattr(model.config, "is_decoder", False) and not is_causal(model)
         self.max_length = min(context_length(model), int(tokenizer.model_max_length))
         if self.encoder_only:
             # BERT-like position tables; what lies beyond is cut at the beginning, never at the answer.
             self.max_length = min(self.max_length, 512)
             tokenizer.truncation_side = "left"
+
+    @property
+    def members(self) -> int:
+        """How many score."""
+        return heads_of(self.model) + len(self.others)
 
     def encode(self, prompt: Prompt, completion: Prompt, max_length: int = 0) -> list[int]:
         """Tokens of the whole conversation; a longer one loses its beginning."""
@@ -72,14 +70,22 @@ class RewardModel(nn.Module):
             return list(self.tokenizer(text, truncation=True, max_length=limit)["input_ids"])
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-limit:])
 
-    def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Raw scores of encoded conversations: (B,) float32, read at the last real token of a decoder."""
-        groups = length_groups([len(ids) for ids in sequences], self.model.device.type)
-        scores = torch.cat([self._scores([sequences[i] for i in group]) for group in groups])
-        place = torch.tensor([i for group in groups for i in group], device=scores.device)
-        return torch.zeros_like(scores).index_copy(0, place, scores)
+    def completion_tokens(self, completion: Prompt) -> int:
+        """Length of what a completion says, without the template around it (tokens)."""
+        said = " ".join(message["content"] for message in as_messages(completion, "assistant"))
+        return len(self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Raw scores of encoded conversations: (B, M) float32, read at the last real token of a decoder."""
+        groups = length_groups([len(ids) for ids in sequences], self.model.device.type)
+        place = torch.tensor([i for group in groups for i in group], device=self.model.device)
+        members = []
+        for model in (self.model, *self.others):
+            scores = torch.cat([self._scores(model, [sequences[i] for i in group]) for group in groups])
+            members.append(torch.zeros_like(scores).index_copy(0, place, scores))
+        return torch.cat(members, dim=1)
+
+    def _scores(self, model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
         device = self.model.device
         batch = pad(sequences, [[True] * len(ids) for ids in sequences], int(self.tokenizer.pad_token_id))
         batch = batch.to(device.type)
@@ -87,24 +93,21 @@ class RewardModel(nn.Module):
             {} if self.encoder_only else {"position_ids": positions(batch.attention_mask), "use_cache": False}
         )
         with precision_context(self.precision, device.type):
-            logits = self.model(
+            logits: Tensor = model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), **extra
             ).logits
-        scores: Tensor = logits.squeeze(-1).float()
-        return scores
+        return logits.float()
 
     @torch.no_grad()
-    def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128
-    ) -> Tensor:
-        """Normalised scores of completions: (B,) float32 on the CPU.
+    def raw(self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128) -> Tensor:
+        """Raw scores of every member: (B, M) float32 on the CPU.
 
         Raises:
             ModelError: a score is NaN or infinite.
         """
         encoded = [self.encode(p, c) for p, c in zip(prompts, completions, strict=True)]
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
-        scores = torch.zeros(len(encoded))
+        scores = torch.zeros(len(encoded), self.members)
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             scores[group] = self([encoded[i] for i in group]).cpu()
@@ -112,13 +115,46 @@ class RewardModel(nn.Module):
             raise ModelError(
                 "the reward model gave a NaN or infinite score", "train it again at a lower learning rate"
             )
-        return (scores - self.mean) / self.std
+        return scores
 
-    def save(self, folder: Path) -> None:
-        """Writes a folder that AutoModelForSequenceClassification loads, with the normalisation beside it."""
-        self.model.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
-        write_json(folder / _NORMALISATION, {"mean": self.mean, "std": self.std})
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128
+    ) -> Tensor:
+        """Rewards of completions, members aggregated: (B,) float32 on the CPU.
+
+        Raises:
+            ModelError: a score is NaN or infinite.
+        """
+        raw = self.raw(prompts, completions, batch_size)
+        lengths = None
+        if self.normalisation.needs_length:
+            lengths = [self.completion_tokens(completion) for completion in completions]
+        return self.normalisation.apply(raw, lengths)
+
+    def member_scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], batch_size: int = 128
+    ) -> Tensor:
+        """Each member's scores before they are aggregated, on a common scale: (B, M) float32 on the CPU."""
+        return self.normalisation.standardise(self.raw(prompts, completions, batch_size))
+
+    def save(self, folder: Path, card: Mapping[str, object] | None = None) -> None:
+        """Writes a folder that AutoModelForSequenceClassification loads, with the normalisation beside it.
+
+        Separate members from the second on stand in folders of the same kind within it, `member-1` and so on.
+
+        Args:
+            card: facts for README.md, see `write_card`.
+        """
+        for number, model in enumerate((self.model, *self.others)):
+            place = folder / f"member-{number}" if number else folder
+            model.save_pretrained(place, safe_serialization=True)
+            self.tokenizer.save_pretrained(place)
+            own = self.normalisation
+            if number:
+                mean, std = own.members[number]
+                own = Normalisation(mean=mean, std=std)
+            write_json(place / _NORMALISATION, own.as_json())
+        write_card(folder, card)
 
     @classmethod
     def load(
@@ -129,18 +165,31 @@ class RewardModel(nn.Module):
         precision: str = "fp32",
         trust_remote_code: bool = False,
     ) -> RewardModel:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, an ensemble with all its members.
 
         Raises:
-            ModelError: no such model; DataError: the normalisation is missing.
+            ModelError: no such model, or members are missing; DataError: the normalisation is missing.
         """
-        model, tokenizer = _load_classifier(str(folder), None, trust_remote_code, complete=True)
-        normalisation = read_json(Path(folder) / _NORMALISATION)
+        model, tokenizer = load_classifier(str(folder), None, trust_remote_code)
+        where = Path(folder) / _NORMALISATION
+        normalisation = Normalisation.from_json(read_json(where), str(where))
+        heads, members = heads_of(model), len(normalisation.members)
+        if heads not in (1, members):
+            raise ModelError(f"{folder} has {heads} scores, and {where.name} speaks of {members}")
+        others = []
+        for number in range(1, members if heads == 1 else 1):
+            place = Path(folder) / f"member-{number}"
+            if not place.is_dir():
+                raise ModelError(
+                    f"{folder} is an ensemble of {members} whose {place.name} is missing",
+                    "restore the folder, or train the reward model again",
+                )
+            others.append(to_device(load_classifier(str(place), None, trust_remote_code)[0], device))
         return cls(
             to_device(model, device),
             tokenizer,
-            mean=normalisation["mean"],
-            std=normalisation["std"],
+            others=others,
+            normalisation=normalisation,
             precision=precision,
         ).eval()
 
@@ -154,65 +203,22 @@ class RewardModel(nn.Module):
         precision: str = "fp32",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        member: int = 0,
+        heads: int = 1,
     ) -> RewardModel:
-        """A reward model on the trunk of any encoder or decoder; the head has std 1/sqrt(d + 1), bias 0."""
+        """A reward model on the trunk of any encoder or decoder; a head has std 1/sqrt(d + 1), bias 0.
+
+        Args:
+            member: its number in an ensemble, from which its head is drawn. heads: how many members share
+                the trunk, numbered from there on.
+        """
         # Weights that the trunk lacks (an encoder's pooler, a row for a pad token) are drawn while it loads.
         torch_seed((seed, "reward", "trunk"))
-        model, tokenizer = _load_classifier(str(trunk), revision, trust_remote_code, complete=False)
-        head = score_head(model)
-        torch_seed((seed, "reward", "head"))
-        with torch.no_grad():
-            head.weight.normal_(0.0, 1.0 / math.sqrt(head.in_features + 1))
-            if head.bias is not None:
-                head.bias.zero_()
+        model, tokenizer = load_classifier(str(trunk), revision, trust_remote_code, labels=heads)
+        draw_head(score_head(model), [_head_key(seed, number) for number in range(member, member + heads)])
         return cls(to_device(model, device), tokenizer, precision=precision)
 
 
-def score_head(model: PreTrainedModel) -> nn.Linear:
-    """The last linear layer, which gives the score.
-
-    Raises:
-        ModelError: the architecture names it differently.
-    """
-    for name in ("score", "classifier"):
-        head = getattr(model, name, None)
-        if isinstance(head, nn.Linear):
-            return head
-        for inner in ("out_proj", "dense_out", "summary"):
-            last = getattr(head, inner, None)
-            if isinstance(last, nn.Linear):
-                return last
-    raise ModelError(f"{type(model).__name__} has no score head that prefloop knows")
-
-
-def _is_causal(model: PreTrainedModel) -> bool:
-    names = getattr(model.config, "architectures", None) or []
-    return hasattr(model, "score") or any("CausalLM" in name or "LMHead" in name for name in names)
-
-
-def _load_classifier(
-    source: str, revision: str | None, trust_remote_code: bool, *, complete: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options = hub_options(source, revision, trust_remote_code)
-    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer.padding_side = "right"
-    try:
-        with quiet():  # a trunk without a head is what is wanted; `complete` looks at what is missing
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                num_labels=1,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-    except UNREADABLE as error:
-        raise ModelError(
-            f"the reward model's trunk {source} could not be loaded: {first_line(error)}",
-            "give a folder or hub id of an encoder or decoder with safetensors weights",
-        ) from error
-    model, found = loaded
-    if complete:
-        require_weights(source, found["missing_keys"])
-    fit_embeddings(model, tokenizer)
-    return turn_dropout_off(model), tokenizer
+def _head_key(seed: int, member: int) -> Key:
+    # A single model's head has the key that it had before there were ensembles.
+    return (seed, "reward", "head", member) if member else (seed, "reward", "head")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,7 +14,7 @@ def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    card: Mapping[str, Any] | None = None,
+    card: Mapping[str, object] | None = None,
 ) -> None:
     """Writes a folder that plain `from_pretrained` loads.
 
@@ -34,6 +33,11 @@ def save_model(
     model.config.use_cache = True
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Mapping[str, object] | None) -> None:
+    """Writes a model card, README.md: heading -> text; none where there is nothing to say."""
     if card:
         lines = ["---", "library_name: transformers", "---", ""]
         for heading, text in card.items():

@@ -38,6 +38,11 @@ def pairwise_loss(
     return -(probability * F.logsigmoid(gap) + (1 - probability) * F.logsigmoid(-gap))
 
 
+def centre(better: Tensor, worse: Tensor, weight: float) -> Tensor:
+    """weight * mean (r_i + r_j)^2 over pairs, which keeps scores near 0 (Eisenstein et al. 2023): scalar."""
+    return weight * ((better + worse) ** 2).mean()
+
+
 def ranking_loss(
     scores: Tensor, ranks: list[int], *, centering: float = 0.0, margin: float = 0.0, probability: float = 1.0
 ) -> Comparison:
@@ -49,7 +54,7 @@ def ranking_loss(
     Args:
         scores: (K,) float.
         ranks: K ranks, 0 is best, equal ranks are ties: left out of the loss and counted.
-        centering: weight of (r_i + r_j)^2, which keeps scores near 0 (Eisenstein et al. 2023).
+        centering: weight of (r_i + r_j)^2, see `centre`.
         margin, probability: see `pairwise_loss`; they apply to every pair of this ranking.
 
     Returns:
@@ -62,5 +67,5 @@ def ranking_loss(
     worse = scores[[j for _, j in pairs]]
     loss = pairwise_loss(better, worse, margin=margin, probability=probability).mean()
     if centering:
-        loss = loss + centering * ((better + worse) ** 2).mean()
+        loss = loss + centre(better, worse, centering)
     return Comparison(loss, (better > worse).sum(), len(pairs), ties)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from prefloop.config.reward import RewardConfig
 from prefloop.data.batching import Order, chunks, steps_in
 from prefloop.data.comparisons import Ranking
-from prefloop.errors import DataError, TrainingError
+from prefloop.errors import DataError
+from prefloop.models.loading import embedding_shape
 from prefloop.models.reward_model import RewardModel
-from prefloop.objectives.bradley_terry import ranking_loss
+from prefloop.models.shared_prompt import Tree, can_share, tree_scores, trees_of
+from prefloop.objectives import bradley_terry, plackett_luce
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.loop import Part, train
+from prefloop.training.noise import Key
 from prefloop.training.recorder import Recorder
+
+LOSSES = {"bradley_terry": bradley_terry.ranking_loss, "plackett_luce": plackett_luce.ranking_loss}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,23 @@ def encode_rankings(model: RewardModel, rankings: Iterable[Ranking], max_length:
     ]
 
 
+def ordered(rows: Iterable[EncodedRanking]) -> list[EncodedRanking]:
+    """Those that order something.
+
+    Raises:
+        DataError: there are none.
+    """
+    kept = [row for row in rows if row.ranking.pairs]
+    if not kept:
+        raise DataError("no comparison orders its completions: all are ties, skipped or both bad")
+    return kept
+
+
+def steps_of(rows: Sequence[EncodedRanking], config: RewardConfig) -> int:
+    """Optimiser steps of one model's training on rows that are `ordered`."""
+    return steps_in(len(rows), config.batch_size, config.epochs, config.steps)
+
+
 def fit_reward_model(
     model: RewardModel,
     rows: Sequence[EncodedRanking],
@@ -44,73 +66,78 @@ def fit_reward_model(
     checkpoints: Checkpoints,
     recorder: Recorder,
     what: str = "reward",
+    member: int = 0,
 ) -> None:
     """Trains in place; all pairs of a prompt enter the same step, so that a prompt counts once.
+
+    Heads on a shared trunk are trained together on the sum of their losses.
+
+    Args:
+        member: number in an ensemble of separate models, on which the order of rows depends.
 
     Raises:
         DataError: no ranking orders anything.
     """
-    rows = [row for row in rows if row.ranking.pairs]
-    if not rows:
-        raise DataError("no comparison orders its completions: all are ties, skipped or both bad")
-    key = (seed, what)
+    rows = ordered(rows)
+    key: Key = (seed, what, "member", member) if member else (seed, what)
     order = Order(len(rows), config.batch_size, key)
-    total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
+    total = steps_of(rows, config)
+    ranking_loss = LOSSES[config.loss]
+    forest = shared_prompts(model, rows, config)
 
     def parts(step: int) -> Iterator[Part]:
         chosen = order.step(step)
         for group in chunks(chosen, config.micro_batch_size):
-            members = [rows[i] for i in group]
-            scores = model([ids for row in members for ids in row.sequences])
+            together = [rows[i] for i in group]
+            if forest is None:
+                scores = model([ids for row in together for ids in row.sequences])
+            else:
+                trees = [tree for i in group for tree in forest[i]]
+                scores = tree_scores(model.model, trees, int(model.tokenizer.pad_token_id), model.precision)
             loss = scores.new_zeros(())
             correct, pairs, start = 0.0, 0, 0
-            for row in members:
+            for row in together:
                 own = scores[start : start + len(row.sequences)]
                 start += len(row.sequences)
                 ranking = row.ranking
-                term = ranking_loss(
-                    own,
-                    ranking.ranks,
-                    centering=config.centering,
-                    margin=ranking.margin,
-                    probability=ranking.probability,
-                )
-                loss = loss + term.loss / len(chosen)
-                correct += float(term.correct) / term.pairs / len(chosen)
-                pairs += term.pairs
+                for head in own.unbind(dim=1):
+                    term = ranking_loss(
+                        head,
+                        ranking.ranks,
+                        centering=config.centering,
+                        margin=ranking.margin,
+                        probability=ranking.probability,
+                    )
+                    loss = loss + term.loss / len(chosen)
+                    correct += float(term.correct) / term.pairs / len(chosen) / own.shape[1]
+                pairs += len(ranking.pairs)
             yield Part(loss, {"accuracy": correct, "pairs": float(pairs)})
 
     train(model.model, config, total, parts, key=key, checkpoints=checkpoints, recorder=recorder, what=what)
 
 
+def shared_prompts(
+    model: RewardModel, rows: Sequence[EncodedRanking], config: RewardConfig
+) -> list[list[Tree]] | None:
+    """Each ranking's conversations as trees that encode its prompt once; None where none is to be shared."""
+    unmeasured = config.share_prompt == "auto" and model.model.device.type != "cpu"
+    if (
+        config.share_prompt == "off"
+        or unmeasured
+        or not can_share(model.model, int(model.tokenizer.pad_token_id))
+    ):
+        return None
+    always, width = config.share_prompt == "on", embedding_shape(model.model)[1]
+    forest = [trees_of(row.sequences, width, always=always) for row in rows]
+    return forest if any(len(trees[0].branches) > 1 for trees in forest) else None
+
+
 @torch.no_grad()
-def raw_scores(
-    model: RewardModel, rows: Sequence[EncodedRanking], batch_size: int = 128
-) -> list[list[float]]:
-    """Raw scores of every completion of every ranking."""
+def raw_scores(model: RewardModel, rows: Sequence[EncodedRanking], batch_size: int = 128) -> list[Tensor]:
+    """Raw scores of every completion of every ranking: (K, M) float64 each."""
     flat = [ids for row in rows for ids in row.sequences]
     order = sorted(range(len(flat)), key=lambda i: (len(flat[i]), i))
-    scores = [0.0] * len(flat)
+    scores = torch.zeros(len(flat), model.members, dtype=torch.float64)
     for group in chunks(order, batch_size):
-        for i, value in zip(group, model([flat[i] for i in group]).tolist(), strict=True):
-            scores[i] = value
-    values = iter(scores)
-    return [[next(values) for _ in row.sequences] for row in rows]
-
-
-def normalise(model: RewardModel, prompts: Sequence[Any], completions: Sequence[str]) -> tuple[float, float]:
-    """Sets the model's mean and std from raw scores of the SFT policy's completions; returns them.
-
-    Raises:
-        TrainingError: the scores do not vary, so that nothing could be learned from them.
-    """
-    model.mean, model.std = 0.0, 1.0
-    raw = model.score(prompts, completions)
-    mean, std = float(raw.mean()), float(raw.std())
-    if not std > 1e-6:
-        raise TrainingError(
-            f"the reward model gives every completion the same score ({mean:.4f})",
-            "train it longer or at another learning rate, and look at the comparisons' agreement",
-        )
-    model.mean, model.std = mean, std
-    return mean, std
+        scores[list(group)] = model([flat[i] for i in group]).double().cpu()
+    return list(scores.split([len(row.sequences) for row in rows]))

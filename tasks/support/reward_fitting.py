@@ -7,18 +7,20 @@ from typing import Any
 
 from prefloop.config.reward import RewardConfig
 from prefloop.config.rollout import SamplingConfig
-from prefloop.data.comparisons import rankings
+from prefloop.data.comparisons import Ranking, rankings
 from prefloop.data.holdout import split_holdout
 from prefloop.errors import DataError
 from prefloop.evaluation.reward_accuracy import summarise
 from prefloop.files import read_jsonl
-from prefloop.models.adapters import attach, merge
+from prefloop.models.adapters import attach
 from prefloop.models.hub import resolve_revision
 from prefloop.models.loading import context_length, load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.noise import permutation
-from prefloop.training.reward import encode_rankings, fit_reward_model, normalise, raw_scores
+from prefloop.training.reward import encode_rankings, raw_scores
+from prefloop.training.reward_ensemble import fit_ensemble
+from prefloop.training.reward_normalisation import normalise
 from tasks.support.stage import Stage
 from tasks.support.training import Workbench, prepare
 
@@ -47,50 +49,68 @@ def fit(
     trunk, revision = f"models/{config.base}", None
     if config.base not in ("sft", "base"):
         trunk, revision = config.base, resolve_revision(config.base, config.revision)
-    model = RewardModel.create(
-        trunk,
-        seed=stage.seed,
-        device=environment.device,
-        precision=environment.precision,
-        revision=revision,
-        trust_remote_code=bench.trust_remote_code,
-    )
-    model.model = attach(model.model, config.lora, seed=stage.seed, task="SEQ_CLS")
-    encoded = encode_rankings(model, fitted, config.max_length)
+    heads = config.ensemble.members if config.ensemble.share_trunk else 1
+
+    def make(member: int) -> RewardModel:
+        model = RewardModel.create(
+            trunk,
+            seed=stage.seed,
+            device=environment.device,
+            precision=environment.precision,
+            revision=revision,
+            trust_remote_code=bench.trust_remote_code,
+            member=member,
+            heads=heads,
+        )
+        model.model = attach(model.model, config.lora, seed=stage.seed, task="SEQ_CLS")
+        return model
+
     stage.say(
         f"{len(fitted):,} prompts with comparisons, {len(held):,} held out, "
         f"{unused + held_unused:,} without an order"
     )
-    fit_reward_model(
-        model,
-        encoded,
+    model = fit_ensemble(
+        make,
+        fitted,
         config,
         seed=stage.seed,
         checkpoints=bench.checkpoints,
         recorder=stage.recorder,
         what=stage.name,
     )
-    model.model = merge(model.model)
-    model.eval()
-    figures = summarise(
-        fitted,
-        held,
-        raw_scores(model, encode_rankings(model, held, config.max_length)),
-        resamples=config.bootstrap,
-    )
-    mean, std = _normalise(stage, bench, model, prompts, policy)
+    slope = _normalise(stage, bench, model, prompts, policy)
     return model, {
         "prompts": len(fitted),
         "pairs": sum(len(ranking.pairs) for ranking in fitted),
         "unused": unused + held_unused,
-        **figures,
-        "normalisation": {"mean": mean, "std": std},
+        **_held_out(model, fitted, held, config),
+        "normalisation": {"mean": model.normalisation.mean, "std": model.normalisation.std},
+        "length_slope": slope,
     }
 
 
-def _normalise(
-    stage: Stage[Any], bench: Workbench, model: RewardModel, prompts: Path, policy: Path
-) -> tuple[float, float]:
+def _held_out(
+    model: RewardModel, fitted: list[Ranking], held: list[Ranking], config: RewardConfig
+) -> dict[str, Any]:
+    raw = raw_scores(model, encode_rankings(model, held, config.max_length))
+    scale = model.normalisation
+    lengths = [[model.completion_tokens(c) for c in ranking.completions] for ranking in held]
+    scores = [scale.apply(own, tokens).tolist() for own, tokens in zip(raw, lengths, strict=True)]
+    members: list[list[list[float]]] = []
+    if model.members > 1:
+        each = [scale.standardise(own) for own in raw]
+        members = [[own[:, number].tolist() for own in each] for number in range(model.members)]
+    return summarise(
+        fitted,
+        held,
+        scores,
+        resamples=config.bootstrap,
+        log_odds=[own.mean(dim=1).tolist() for own in raw],
+        members=members,
+    )
+
+
+def _normalise(stage: Stage[Any], bench: Workbench, model: RewardModel, prompts: Path, policy: Path) -> float:
     rows = list(read_jsonl(prompts))
     if not rows:
         raise DataError(
@@ -106,4 +126,4 @@ def _normalise(
     room = max(min(int(stage.config.max_length), context_length(answering)) // 2, 1)
     sampler = Sampler(answering, tokenizer, SamplingConfig(max_new_tokens=room), bench.environment.precision)
     rollouts = sampler.sample(asked, (stage.seed, stage.name, "normalise"))
-    return normalise(model, asked, rollouts.texts)
+    return normalise(model, asked, rollouts.texts, stage.config)

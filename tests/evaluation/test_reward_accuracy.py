@@ -91,3 +91,20 @@ def test_the_summary_holds_every_figure_or_says_there_is_none() -> None:
     # Longer wins: right in the second prompt, half in the third, wrong in the first's three pairs.
     assert found["baselines"]["longer_wins"]["mean"] == pytest.approx(1.5 / 5)
     assert set(found) == {"held_out_prompts", "accuracy", "ece", "baselines", "lead", "by_subset", "by_rater"}
+
+
+def test_an_ensembles_members_are_measured_one_by_one() -> None:
+    other = [[2.0, 1.0, 0.0], [4.0, 1.0], [3.0, 1.0]]  # all three, one, one
+    found = summarise(RANKINGS, RANKINGS, SCORES, resamples=50, members=[SCORES, other])
+    assert found["members"]["0"] == found["accuracy"]
+    assert found["members"]["1"]["mean"] == 1.0
+    # Of two members the standard deviation is half their distance: 1, 1, 0; 4, 0; 0, 2.
+    assert found["disagreement"] == pytest.approx((1 + 1 + 0 + 4 + 0 + 0 + 2) / 2 / 7, abs=1e-6)
+
+
+def test_calibration_is_that_of_the_log_odds() -> None:
+    odds = [[2 * x for x in row] for row in SCORES]
+    found = summarise(RANKINGS, RANKINGS, SCORES, resamples=50, log_odds=odds)
+    assert found["ece"] == pytest.approx(calibration_error(RANKINGS, odds), abs=1e-6)
+    assert found["ece"] != summarise(RANKINGS, RANKINGS, SCORES, resamples=50)["ece"]
+    assert found["accuracy"] == summarise(RANKINGS, RANKINGS, SCORES, resamples=50)["accuracy"]

@@ -19,11 +19,15 @@ from transformers import (
 from prefloop.config.base import ArchitectureConfig
 from prefloop.config.ppo import PPOConfig
 from prefloop.errors import ConfigError, DataError, ModelError
+from prefloop.files import read_json
+from prefloop.models.classifiers import score_head
 from prefloop.models.creating import create_model
 from prefloop.models.critic import Critic, make_critic
 from prefloop.models.loading import load_policy
-from prefloop.models.reward_model import RewardModel, score_head
+from prefloop.models.reward_model import RewardModel
+from prefloop.models.reward_normalisation import Normalisation
 from prefloop.models.saving import save_model
+from prefloop.models.shared_prompt import can_share
 from tests import tiny
 
 KINDS = ["llama", "qwen3", "gpt2", "gemma3_text", "mistral"]
@@ -161,10 +165,12 @@ def test_dropout_is_off_even_where_the_configuration_sets_it(tmp_path: Path) -> 
 def test_a_reward_model_is_saved_with_its_normalisation(tmp_path: Path) -> None:
     model = RewardModel.create(tiny.saved(tmp_path / "trunk"), seed=0).eval()
     raw = model.score(tiny.QUESTIONS, ["Blue."] * 6)
-    model.mean, model.std = 0.5, 2.0
+    model.normalisation = Normalisation(mean=0.5, std=2.0)
     model.save(tmp_path / "reward")
     again = RewardModel.load(tmp_path / "reward")
-    assert (again.mean, again.std) == (0.5, 2.0)
+    assert again.normalisation == model.normalisation
+    # A single model's file is what it was before there were ensembles.
+    assert read_json(tmp_path / "reward" / "reward_normalisation.json") == {"mean": 0.5, "std": 2.0}
     torch.testing.assert_close(again.score(tiny.QUESTIONS, ["Blue."] * 6), (raw - 0.5) / 2)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     ids = torch.tensor([again.encode(tiny.QUESTIONS[0], "Blue.")])
@@ -230,6 +236,18 @@ def test_an_encoder_scores_with_its_own_tokenizer(encoder: Path, tmp_path: Path)
     )
     same = RewardModel.create(encoder, seed=0).eval().score(["What colour?"] * 2, answers)
     assert torch.equal(same, scores)
+
+
+def test_an_encoder_has_members_and_shares_no_prompt(encoder: Path, tmp_path: Path) -> None:
+    model = RewardModel.create(encoder, seed=0, heads=2).eval()
+    assert not can_share(model.model, int(model.tokenizer.pad_token_id))
+    raw = model.raw(["What colour?"] * 2, ["Blue.", "It is a lamp, and it is blue."])
+    alone = RewardModel.create(encoder, seed=0).eval().raw(["What colour?"], ["Blue."])
+    torch.testing.assert_close(raw[0, 0], alone[0, 0], atol=1e-5, rtol=0)
+    model.save(tmp_path / "reward")
+    again = RewardModel.load(tmp_path / "reward")
+    assert again.members == 2
+    torch.testing.assert_close(again.raw(["What colour?"], ["Blue."])[0], raw[0], atol=1e-5, rtol=0)
 
 
 def test_an_encoder_is_no_policy(encoder: Path) -> None:

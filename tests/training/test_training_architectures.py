@@ -26,7 +26,8 @@ from prefloop.training.dpo import fit_dpo
 from prefloop.training.language_model import encode_demonstrations, finetune
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.reference import reference_logprobs
-from prefloop.training.reward import encode_rankings, fit_reward_model, normalise
+from prefloop.training.reward import encode_rankings, fit_reward_model
+from prefloop.training.reward_normalisation import normalise
 from tests import tiny
 from tests.tiny import StopAfter
 from tests.training.trainings import DEMONSTRATIONS, PROMPTS, RANKINGS
@@ -55,7 +56,7 @@ def test_an_architecture_goes_through_every_training(kind: str, tmp_path: Path) 
         checkpoints=Checkpoints(tmp_path / "2", 1e9),
         recorder=recorder,
     )
-    normalise(reward_model.eval(), tiny.QUESTIONS, [*tiny.ANSWERS, "Red.", "A lamp."])
+    normalise(reward_model.eval(), tiny.QUESTIONS, [*tiny.ANSWERS, "Red.", "A lamp."], RewardConfig())
     scores = reward_model.score(tiny.QUESTIONS, [*tiny.ANSWERS, "Red.", "A lamp."])
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert scores.std().item() == pytest.approx(1, rel=1e-4)

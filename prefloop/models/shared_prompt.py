@@ -1,0 +1,160 @@
+"""A prompt encoded once for all its completions: a tree of tokens in one sequence.
+
+The prompt stands first, its completions after it; each attends to the prompt and to itself alone, at the
+positions that it would have right after the prompt. A decoder then computes for every token what it computes
+when each conversation is encoded apart, and the prompt's tokens are computed once instead of K times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefloop.data.batching import length_groups
+from prefloop.models.adapters import plain
+from prefloop.models.forward import precision_context
+
+ATTENTION_COST = 1 / 4
+"""What a token costs in attention for each token that it may look at, in layers of width 1, to what it costs
+besides: measured on a CPU (`python -m benchmarks.shared_prompt`)."""
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prefix and its branches, each of at least one token."""
+
+    prefix: Tokens
+    branches: Sequence[Tokens]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+
+def tree_of(sequences: Sequence[Tokens]) -> Tree:
+    """Sequences as one tree: what they have in common at the beginning, and the rest of each."""
+    limit = min(map(len, sequences)) - 1
+    shared = next((i for i in range(limit) if len({ids[i] for ids in sequences}) > 1), limit)
+    return Tree(sequences[0][:shared], [ids[shared:] for ids in sequences])
+
+
+def trees_of(sequences: Sequence[Tokens], width: int, *, always: bool = False) -> list[Tree]:
+    """One tree of all sequences where that pays, else a tree each.
+
+    A tree has fewer tokens, but its attention is computed over all of it before the mask takes most away:
+    with short prompts and long completions that costs more than the prompt's tokens save.
+
+    Args:
+        width: hidden size of the trunk, which sets what a token costs besides attention.
+        always: one tree in any case.
+    """
+
+    def cost(length: int) -> float:
+        return length * (1 + ATTENTION_COST * length / width)
+
+    tree = tree_of(sequences)
+    if always or cost(len(tree)) < sum(cost(len(ids)) for ids in sequences):
+        return [tree]
+    return [Tree([], [ids]) for ids in sequences]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Padded trees.
+
+    Attributes:
+        input_ids, position_ids: (B, T) int64; positions are those of the conversations encoded apart.
+        attention_mask: (B, 1, T, T) bool, True where query (dim 2) may look at key (dim 3).
+        rows, ends: (N,) int64, the tree and the place of each branch's last token, branches in order.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    ends: Tensor
+
+
+def batch_trees(trees: Sequence[Tree], pad_id: int) -> TreeBatch:
+    """Pads trees on the right; a pad looks at pads alone, and nothing looks at it."""
+    width = max(map(len, trees))
+    input_ids = torch.full((len(trees), width), pad_id, dtype=torch.long)
+    position_ids = torch.zeros((len(trees), width), dtype=torch.long)
+    branch = torch.full((len(trees), width), -1)  # 0 is the prefix, k the k-th branch, -1 padding
+    rows, ends = [], []
+    for row, tree in enumerate(trees):
+        end = 0
+        for number, ids in enumerate([tree.prefix, *tree.branches]):
+            start, end = end, end + len(ids)
+            input_ids[row, start:end] = torch.tensor(ids, dtype=torch.long)
+            offset = len(tree.prefix) if number else 0
+            position_ids[row, start:end] = torch.arange(offset, offset + len(ids))
+            branch[row, start:end] = number
+            if number:
+                rows.append(row)
+                ends.append(end - 1)
+    query, key = branch[:, :, None], branch[:, None, :]
+    before = torch.ones(width, width, dtype=torch.bool).tril()
+    allowed = before & ((key == query) | ((key == 0) & (query >= 0)))
+    return TreeBatch(input_ids, position_ids, allowed[:, None], torch.tensor(rows), torch.tensor(ends))
+
+
+def tree_scores(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str) -> Tensor:
+    """A classifier's scores at each branch's last token, trees and branches in order: (N, labels) float32."""
+    device = model.device
+    groups = length_groups([len(tree) for tree in trees], device.type)
+    starts = [0]
+    for tree in trees:
+        starts.append(starts[-1] + len(tree.branches))
+    parts, places = [], list[int]()
+    trunk, head = plain(model).base_model, cast(nn.Module, plain(model).score)
+    for group in groups:
+        batch = batch_trees([trees[i] for i in group], pad_id)
+        with precision_context(precision, device.type):
+            hidden = trunk(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                position_ids=batch.position_ids.to(device),
+                use_cache=False,
+            ).last_hidden_state
+            parts.append(head(hidden[batch.rows.to(device), batch.ends.to(device)]))
+        places += [place for i in group for place in range(starts[i], starts[i + 1])]
+    scores = torch.cat(parts).float()
+    return torch.zeros_like(scores).index_copy(0, torch.tensor(places, device=device), scores)
+
+
+@torch.no_grad()
+def can_share(model: PreTrainedModel, pad_id: int) -> bool:
+    """True for a trunk that reads a tree as it reads its conversations apart.
+
+    What its configuration rules out is refused: windows of attention, and kernels that take no mask of this
+    shape. The rest is tried on a few tokens, since positions that a model keeps for itself (recurrences,
+    biases by distance) show nowhere else.
+    """
+    inner = plain(model)
+    text = inner.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if not hasattr(inner, "score") or kinds != {"full_attention"} or window:
+        return False
+    if text._attn_implementation != "sdpa" or int(getattr(text, "vocab_size", 0)) < 8:
+        return False
+    tokens = [i for i in range(8) if i != pad_id][:6]
+    tree = Tree(tokens[:3], [tokens[3:5], tokens[5:6], tokens[2:6]])
+    was_training = model.training
+    model.eval()
+    try:
+        found = tree_scores(model, [tree], pad_id, "fp32")
+        apart = [torch.tensor([[*tree.prefix, *branch]], device=model.device) for branch in tree.branches]
+        expected = [model(input_ids=ids, use_cache=False).logits[0] for ids in apart]
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
+        return False  # it takes no such mask or positions
+    finally:
+        model.train(was_training)
+    return bool(torch.allclose(found, torch.stack(expected).float(), atol=1e-4, rtol=1e-4))
