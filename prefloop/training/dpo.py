@@ -148,10 +148,10 @@ def fit_dpo(
     order = Order(len(comparisons), config.batch_size, key)
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
-    def parts(step: int) -> Iterator[Part]:
+    def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         chosen = order.step(step)
         pairs = sum(len(comparisons[i].pairs) for i in chosen)
-        for group in chunks(chosen, config.micro_batch_size):
+        for group in chunks(chosen, micro_batch_size):
             yield comparison_part(
                 model,
                 tokenizer,

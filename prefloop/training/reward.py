@@ -57,9 +57,9 @@ def fit_reward_model(
     order = Order(len(rows), config.batch_size, key)
     total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
 
-    def parts(step: int) -> Iterator[Part]:
+    def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         chosen = order.step(step)
-        for group in chunks(chosen, config.micro_batch_size):
+        for group in chunks(chosen, micro_batch_size):
             members = [rows[i] for i in group]
             scores = model([ids for row in members for ids in row.sequences])
             loss = scores.new_zeros(())
