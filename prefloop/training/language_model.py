@@ -14,7 +14,7 @@ from prefloop.config.sft import SFTConfig
 from prefloop.config.training import TrainingConfig
 from prefloop.data.batching import Batch, Order, best_fit, chunks, collate, length_groups, pack, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
-from prefloop.errors import DataError
+from prefloop.errors import DataError, PrefloopError
 from prefloop.models.forward import precision_context, require_isolation, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.checkpoints import Checkpoints
@@ -109,14 +109,18 @@ def encode_demonstrations(
         every_turn: each assistant turn is learned, not the last one alone.
 
     Raises:
-        DataError: a row has no trainable token.
+        PrefloopError: a row cannot be encoded or has no trainable token; the message names it.
     """
     encoder = ChatEncoder(tokenizer, max_length)
     encoded = []
     for number, row in enumerate(rows, start=1):
-        example = encoder.conversation(row["prompt"], row["completion"], every_turn=every_turn)
+        name = f"demonstration {row.get('id', number)}"
+        try:
+            example = encoder.conversation(row["prompt"], row["completion"], every_turn=every_turn)
+        except PrefloopError as error:
+            raise type(error)(f"{name}: {error.message}", error.remedy) from error
         if not any(example.trainable):
-            raise DataError(f"demonstration {row.get('id', number)} has no trainable token")
+            raise DataError(f"{name} has no trainable token", "correct or remove the row")
         encoded.append(example)
     return encoded, encoder.cut
 
