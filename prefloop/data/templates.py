@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -35,8 +34,16 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-# What a template that asks for the day is told: what is rendered must not depend on when.
-_TODAY = date(2024, 7, 26)
+# What a template that asks for the time is told: what it writes must not depend on when.
+_TIME = {
+    "%A": "Friday", "%a": "Fri", "%B": "July", "%b": "Jul", "%d": "26", "%m": "07", "%Y": "2024", "%y": "24",
+    "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
+}  # fmt: skip
+_FIXED_TIME = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{sign}', '{value}')" for sign, value in _TIME.items())
+    + " }}{% endmacro %}"
+)
 # Stands in for what an answer says, to see where a template puts it.
 _MARK = "zq5answer5qz"
 _OTHER_TEMPLATE = (
@@ -71,18 +78,18 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation_prompt: bool = False) -> str:
-    """The conversation as the template writes it; one that writes today's date gets 26 July 2024.
+    """The conversation as the template writes it; what depends on the day gets 26 July 2024.
 
     Raises:
         ModelError: the template refuses the conversation (roles it does not know, for instance).
     """
     try:
+        template = str(tokenizer.get_chat_template())
+        if "strftime_now" in template:
+            template = _FIXED_TIME + template
         return str(
             tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                strftime_now=_TODAY.strftime,
+                messages, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
             )
         )
     except (TemplateError, ValueError) as error:
@@ -142,8 +149,8 @@ class Encoded:
 class ChatEncoder:
     """Encodes prompts and completions with one tokenizer's template.
 
-    What is too long loses the beginning of its prompt (a begin token stays). An answer that leaves the prompt
-    fewer than eight tokens, or where those are more, fewer than half, loses its end, too.
+    What is too long loses the beginning of its prompt (a begin token stays). An answer longer than
+    `max_length` - 8, or half of `max_length` where that is more, loses its end, so that some prompt is left.
 
     Args:
         tokenizer: a fast tokenizer (offsets are needed).
@@ -210,7 +217,7 @@ class ChatEncoder:
         return max(self.max_length - 8, self.max_length // 2)
 
     def _kept(self, ids: list[int], room: int) -> list[int]:
-        """Which tokens of a prompt stay where `room` is left for an answer: a begin token, and the last ones."""
+        """Which tokens of a prompt stay where an answer takes `room`: a begin token, and the last ones."""
         size = max(self.max_length - room, 1)
         if len(ids) <= size:
             return list(range(len(ids)))

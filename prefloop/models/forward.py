@@ -75,9 +75,10 @@ def require_isolation(model: PreTrainedModel) -> None:
     # Two passes of one shape round alike; a pass of another shape may round otherwise.
     leak = float((after_one - after_other).abs().max())
     shift = float((after_one - alone).abs().max())
+    kind = model.config.model_type
     if leak > 1e-6 * scale or shift > 1e-2 * scale:
         raise ConfigError(
-            f"sft.packing is on; in a {model.config.model_type} model documents of one row see each other",
+            f"sft.packing is on, but documents of one row see each other in a model of type {kind}",
             "set sft.packing to false",
         )
 

@@ -165,7 +165,9 @@ def test_recurrent_models_are_not_packed() -> None:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ConfigError, match="a mamba model documents of one row see each other") as caught:
+    with pytest.raises(
+        ConfigError, match="documents of one row see each other in a model of type mamba"
+    ) as caught:
         require_isolation(model)
     assert "sft.packing" in caught.value.remedy
     assert model.training
