@@ -27,10 +27,10 @@ def main() -> None:
             for part in (rows.fitted, rows.held)
         )
         policy = attach(model, config.lora, seed=stage.seed)
-        fit_dpo(policy, tokenizer, rows.fitted, reference, config, **begun.run)
+        outcome = fit_dpo(policy, tokenizer, rows.fitted, reference, config, **begun.run)
         figures = held_out_figures(policy, tokenizer, rows.held, held_reference, config, precision)
         what = "The SFT policy, tuned by DPO."
-        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures})
+        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures, **outcome})
 
 
 if __name__ == "__main__":

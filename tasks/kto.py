@@ -42,7 +42,7 @@ def main() -> None:
             for part, of in ((rows, steps), (held, held_steps))
         )
         policy = attach(model, config.lora, seed=stage.seed)
-        fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.run)
+        outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.run)
         figures = held_out_figures(policy, tokenizer, held, held_steps, held_reference, config, precision)
         counts = {"desirable": desirable, "undesirable": len(rows) - desirable, "unused": unused}
         finish(
@@ -51,7 +51,7 @@ def main() -> None:
             tokenizer,
             "The SFT policy, tuned by KTO.",
             about,
-            {**counts, **cut_figures(cut), "held_out": figures},
+            {**counts, **cut_figures(cut), "held_out": figures, **outcome},
         )
 
 

@@ -20,10 +20,10 @@ def main() -> None:
         tokenizer, config = begun.tokenizer, begun.config
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
-        fit_orpo(policy, tokenizer, rows.fitted, config, **begun.run)
+        outcome = fit_orpo(policy, tokenizer, rows.fitted, config, **begun.run)
         figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
         what = f"The {'SFT policy' if config.start == 'sft' else 'base model'}, tuned by ORPO."
-        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures})
+        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures, **outcome})
 
 
 if __name__ == "__main__":

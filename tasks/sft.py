@@ -27,16 +27,18 @@ def main() -> None:
             "models/base", device=bench.environment.device, trust_remote_code=bench.trust_remote_code
         )
         config = within_context(config, model)
-        rows, held = split_holdout(list(read_jsonl(DEMONSTRATIONS)), config.holdout, "sft")
+        rows = [{"id": f"on line {n}", **row} for n, row in enumerate(read_jsonl(DEMONSTRATIONS), start=1)]
+        rows, held = split_holdout(rows, config.holdout, "sft")
         every_turn = config.train_on == "assistant"
         encoded, cut = encode_demonstrations(rows, tokenizer, config.max_length, every_turn=every_turn)
         encoded_held, _ = encode_demonstrations(held, tokenizer, config.max_length, every_turn=every_turn)
+        ends_cut = sum(not example.complete for example in encoded)
         stage.say(
             f"{len(encoded):,} demonstrations, {len(held):,} held out, "
-            f"{cut:,} cut to {config.max_length} tokens"
+            f"{cut:,} cut to {config.max_length} tokens, {ends_cut:,} of them at the answer's end"
         )
         policy = attach(model, config.lora, seed=stage.seed)
-        finetune(
+        outcome = finetune(
             policy,
             tokenizer,
             encoded,
@@ -48,12 +50,19 @@ def main() -> None:
         )
         loss = mean_loss(policy, tokenizer, encoded_held, precision=precision)
         with stage.output("models/sft") as folder:
-            about = card(
-                stage, "The base model, fine-tuned on demonstrations.", [f"{len(encoded):,} demonstrations"]
-            )
+            data = f"{len(encoded):,} demonstrations of `{DEMONSTRATIONS}`, {cut:,} of them cut"
+            measured = {"demonstrations": len(held), "loss": loss} if held else None
+            about = card(stage, "The base model, fine-tuned on demonstrations.", [data], measured)
             save_model(merge(policy), tokenizer, folder, about)
         stage.metrics(
-            {"demonstrations": len(encoded), "held_out": len(held), "cut": cut, "held_out_loss": loss}
+            {
+                "demonstrations": len(encoded),
+                "held_out": len(held),
+                "cut": cut,
+                "cut_completions": ends_cut,
+                "held_out_loss": loss,
+                **outcome,
+            }
         )
 
 

@@ -20,10 +20,10 @@ def main() -> None:
         tokenizer, config = begun.tokenizer, begun.config
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
-        fit_simpo(policy, tokenizer, rows.fitted, config, **begun.run)
+        outcome = fit_simpo(policy, tokenizer, rows.fitted, config, **begun.run)
         figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
         what = "The SFT policy, tuned by SimPO."
-        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures})
+        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures, **outcome})
 
 
 if __name__ == "__main__":

@@ -25,14 +25,20 @@ class Batch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool, True on real tokens.
         wanted: (B, T) bool, True on tokens that a loss or score looks at.
+        position_ids: (B, T) int64, each token's place in its own document, where rows hold several documents
+            (see `pack`); None where a row is one.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     wanted: Tensor
+    position_ids: Tensor | None = None
 
     def to(self, device: str) -> Batch:
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.wanted.to(device))
+        places = None if self.position_ids is None else self.position_ids.to(device)
+        return Batch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.wanted.to(device), places
+        )
 
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, cut to the longest of them."""
@@ -59,6 +65,50 @@ def pad(sequences: Sequence[Sequence[int]], wanted: Sequence[Sequence[bool]], pa
 def collate(rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase) -> Batch:
     """Pads encoded conversations; wanted are their trainable tokens."""
     return pad([row.input_ids for row in rows], [row.trainable for row in rows], int(tokenizer.pad_token_id))
+
+
+def pack(rows: Sequence[Sequence[Encoded]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """Several conversations end to end in each row, positions restarting at 0 with each.
+
+    The first token of a conversation is never wanted: what precedes it is another conversation. Each padding
+    token has position 0, and so is a document of its own.
+    """
+    batch = pad(
+        [[token for one in row for token in one.input_ids] for row in rows],
+        [[flag for one in row for flag in (False, *one.trainable[1:])] for row in rows],
+        int(tokenizer.pad_token_id),
+    )
+    position_ids = torch.zeros_like(batch.input_ids)
+    for i, row in enumerate(rows):
+        places = [place for one in row for place in range(len(one.input_ids))]
+        position_ids[i, : len(places)] = torch.tensor(places, dtype=torch.long)
+    return Batch(batch.input_ids, batch.attention_mask, batch.wanted, position_ids)
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Packs documents into rows of `capacity` tokens: longest first, each into the fullest row that holds it.
+
+    Best-fit decreasing needs at most 11/9 of the fewest rows possible, plus one (Johnson et al. 1974). Ties
+    go by index, so that the result is a function of the lengths.
+
+    Args:
+        lengths: tokens of each document; one longer than `capacity` gets a row of its own.
+
+    Returns:
+        Indices into `lengths`, one list a row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [n for n in range(len(rows)) if room[n] >= lengths[i]]
+        if fitting:
+            n = min(fitting, key=lambda n: room[n])
+            rows[n].append(i)
+            room[n] -= lengths[i]
+        else:
+            rows.append([i])
+            room.append(capacity - lengths[i])
+    return rows
 
 
 def length_groups(lengths: Sequence[int], device: str) -> list[list[int]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
 
 # Architectures that change logits after the head; for them the model's own forward is used.
@@ -26,16 +27,60 @@ def precision_context(precision: str, device: str) -> AbstractContextManager[obj
     return nullcontext()
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states of a model's trunk: (B, T) -> (B, T, D)."""
+def _reads(attention_mask: Tensor, position_ids: Tensor | None) -> dict[str, Tensor | None]:
+    """Which tokens a forward pass sees, and where.
+
+    Without an attention mask transformers takes each restart of the positions for another document, and lets
+    none see another, in full and in sliding-window layers (`find_packed_sequence_indices` in masking_utils).
+    """
+    if position_ids is not None:
+        return {"attention_mask": None, "position_ids": position_ids}
+    return {"attention_mask": attention_mask.long(), "position_ids": positions(attention_mask)}
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Last hidden states of a model's trunk: (B, T) -> (B, T, D).
+
+    Args:
+        position_ids: (B, T) int64 for rows of several documents (`prefloop.data.batching.pack`).
+    """
     trunk = plain(model).base_model
     hidden: Tensor = trunk(
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=positions(attention_mask),
-        use_cache=False,
+        input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)
     ).last_hidden_state
     return hidden
+
+
+@torch.no_grad()
+def require_isolation(model: PreTrainedModel) -> None:
+    """Refuses to pack for a model in which documents that share a row would see each other.
+
+    Recurrent architectures and those with position schemes of their own are among these. One document is
+    read after either of two others; what is made of it must be the same, and the same as alone.
+
+    Raises:
+        ConfigError: the model does not keep documents apart.
+    """
+    training = model.training
+    model.eval()
+    one, other = torch.tensor([[[1, 2, 3, 4, 5, 6]], [[4, 3, 2, 4, 5, 6]]], device=model.device)
+    real = torch.ones_like(one, dtype=torch.bool)
+    places = torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device)
+    after_one, after_other = (hidden_states(model, ids, real, places)[0, 3:] for ids in (one, other))
+    alone = hidden_states(model, one[:, 3:], real[:, 3:])[0]
+    model.train(training)
+    scale = float(alone.abs().max())
+    # Two passes of one shape round alike; a pass of another shape may round otherwise.
+    leak = float((after_one - after_other).abs().max())
+    shift = float((after_one - alone).abs().max())
+    kind = model.config.model_type
+    if leak > 1e-6 * scale or shift > 1e-2 * scale:
+        raise ConfigError(
+            f"sft.packing is on, but documents of one row see each other in a model of type {kind}",
+            "set sft.packing to false",
+        )
 
 
 def token_logprobs(
@@ -47,6 +92,7 @@ def token_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     hidden: Tensor | None = None,
+    position_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each wanted token given those before it; the head runs on those positions alone.
 
@@ -56,6 +102,7 @@ def token_logprobs(
         temperature: logits are divided by it, as when the tokens were sampled.
         with_entropy: fill the second result (costs one more pass over the logits).
         hidden: (B, T, D) trunk output, when the caller has it already.
+        position_ids: (B, T) int64 for rows of several documents, whose first tokens are then never wanted.
 
     Returns:
         log-probs (B, T) float32, 0 where not wanted; the distributions' entropy (B, T), likewise,
@@ -66,15 +113,11 @@ def token_logprobs(
     before = torch.zeros_like(wanted)
     before[:, :-1] = wanted[:, 1:]
     if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS):
-        full = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=positions(attention_mask),
-            use_cache=False,
-        ).logits
+        full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
         logits = full[before]
     else:
-        hidden = hidden_states(model, input_ids, attention_mask) if hidden is None else hidden
+        if hidden is None:
+            hidden = hidden_states(model, input_ids, attention_mask, position_ids)
         head = plain(model).get_output_embeddings()
         logits = head(hidden[before])
     logits = logits.float()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -173,23 +174,13 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:
     """Sets every dropout to 0: log-probs of the same tokens must agree between sampling and training."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for name in (
-        "attention_dropout",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-    ):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    layer: Any
-    for layer in model.modules():
-        if isinstance(getattr(layer, "attention_dropout", None), float):
-            layer.attention_dropout = 0.0
+    for holder in (model.config, *model.modules()):
+        if isinstance(holder, _DropoutNd):
+            holder.p = 0.0
+        # Others keep the probability as a number: attention_dropout, resid_pdrop, OPT's layerdrop.
+        for name, value in vars(holder).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(holder, name, 0.0)
     return model
 
 

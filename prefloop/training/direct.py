@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -240,8 +240,11 @@ def fit_comparisons(
     config: PairwiseConfig,
     what: str,
     **run: Unpack[Run],
-) -> None:
+) -> dict[str, Any]:
     """Trains in place; a step's loss is the mean over all pairs of its prompts.
+
+    Returns:
+        What `train` says of the training, for the stage's figures.
 
     Raises:
         DataError: there is no pair.
@@ -255,13 +258,11 @@ def fit_comparisons(
     order = Order(len(comparisons), config.batch_size, key)
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
-    def parts(step: int) -> Iterator[Part]:
+    def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         chosen = order.step(step)
-        return parts_of(
-            model, tokenizer, comparisons, chosen, part, run["precision"], config.micro_batch_size
-        )
+        return parts_of(model, tokenizer, comparisons, chosen, part, run["precision"], micro_batch_size)
 
-    train(
+    return train(
         model,
         config,
         total,

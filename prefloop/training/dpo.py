@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -85,16 +85,19 @@ def fit_dpo(
     reference: Sequence[Tensor],
     config: DPOConfig,
     **run: Unpack[Run],
-) -> None:
+) -> dict[str, Any]:
     """Trains in place; a step's loss is the mean over all pairs of its prompts.
 
     Args:
         reference: for each comparison (K,) float, log-probs of its completions under the SFT policy.
 
+    Returns:
+        What `train` says of the training, for the stage's figures.
+
     Raises:
         DataError: there is no pair.
     """
-    fit_comparisons(model, tokenizer, comparisons, dpo_part(reference, config), config, "dpo", **run)
+    return fit_comparisons(model, tokenizer, comparisons, dpo_part(reference, config), config, "dpo", **run)
 
 
 def held_out_figures(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -163,18 +163,22 @@ def fit_kto(
     reference: KTOReference,
     config: KTOConfig,
     **run: Unpack[Run],
-) -> None:
+) -> dict[str, Any]:
     """Trains in place; a step's loss is the mean over its rows.
 
     Args:
         steps: from `training_steps`.
+
+    Returns:
+        What `train` says of the training, for the stage's figures.
     """
+    precision = run["precision"]
 
-    def parts(step: int) -> Iterator[Part]:
+    def parts(step: int, size: int) -> Iterator[Part]:
         against = reference.mismatched[step]
-        return _parts(model, tokenizer, rows, steps[step], reference.rows, against, config, run["precision"])
+        return _parts(model, tokenizer, rows, steps[step], reference.rows, against, config, precision, size)
 
-    train(
+    return train(
         model,
         config,
         len(steps),
@@ -216,10 +220,9 @@ def _parts(
     mismatched_reference: Tensor,
     config: KTOConfig,
     precision: str,
-    limit: int = 0,
+    size: int,
 ) -> Iterator[Part]:
-    """The parts of a step; `limit` stands in for a `micro_batch_size` of 0."""
-    size = config.micro_batch_size or limit
+    """The parts of a step, of at most `size` rows each (0: no limit)."""
     # One point for the whole step, before any of its parts: micro-batches do not change it.
     point = step_point(model, tokenizer, step.mismatched, mismatched_reference, precision, size)
     good = sum(rows[i].desirable for i in step.rows)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefloop.config.sft import SFTConfig
 from prefloop.config.training import TrainingConfig
-from prefloop.data.batching import Order, chunks, collate, length_groups, steps_in
+from prefloop.data.batching import Batch, Order, best_fit, chunks, collate, length_groups, pack, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
-from prefloop.errors import DataError
-from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.errors import DataError, PrefloopError
+from prefloop.models.forward import precision_context, require_isolation, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.loop import Part, train
+from prefloop.training.neftune import noise_of, noisy_embeddings
+from prefloop.training.noise import Key
 from prefloop.training.recorder import Recorder
 
 
@@ -51,34 +56,43 @@ def pretrain(
     precision: str,
     checkpoints: Checkpoints,
     recorder: Recorder,
-) -> None:
-    """Next-token training on packed blocks, in place."""
-    _train_rows(
-        model,
-        tokenizer,
-        encode_blocks(blocks),
-        config,
-        (seed, "base"),
-        precision,
-        checkpoints,
-        recorder,
-        "base",
-    )
+) -> dict[str, Any]:
+    """Next-token training on packed blocks, in place; returns what `prefloop.training.loop.train` does."""
+    rows = TokenRows(model, tokenizer, encode_blocks(blocks), config, (seed, "base"), precision)
+    return rows.train(checkpoints, recorder)
 
 
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Encoded],
-    config: TrainingConfig,
+    config: SFTConfig,
     *,
     seed: int,
     precision: str,
     checkpoints: Checkpoints,
     recorder: Recorder,
-) -> None:
-    """Supervised fine-tuning on encoded demonstrations, in place."""
-    _train_rows(model, tokenizer, rows, config, (seed, "sft"), precision, checkpoints, recorder, "sft")
+) -> dict[str, Any]:
+    """Supervised fine-tuning on encoded demonstrations, in place; returns what
+    `prefloop.training.loop.train` does.
+
+    Raises:
+        DataError: there is no row. ConfigError: packing is asked of a model that cannot keep rows apart.
+    """
+    if config.packing:
+        require_isolation(model)
+    token_rows = TokenRows(
+        model,
+        tokenizer,
+        rows,
+        config,
+        (seed, "sft"),
+        precision,
+        average=config.average,
+        packing=config.packing,
+        neftune_alpha=config.neftune_alpha,
+    )
+    return token_rows.train(checkpoints, recorder)
 
 
 def encode_demonstrations(
@@ -95,14 +109,18 @@ def encode_demonstrations(
         every_turn: each assistant turn is learned, not the last one alone.
 
     Raises:
-        DataError: a row has no trainable token.
+        PrefloopError: a row cannot be encoded or has no trainable token; the message names it.
     """
     encoder = ChatEncoder(tokenizer, max_length)
     encoded = []
     for number, row in enumerate(rows, start=1):
-        example = encoder.conversation(row["prompt"], row["completion"], every_turn=every_turn)
+        name = f"demonstration {row.get('id', number)}"
+        try:
+            example = encoder.conversation(row["prompt"], row["completion"], every_turn=every_turn)
+        except PrefloopError as error:
+            raise type(error)(f"{name}: {error.message}", error.remedy) from error
         if not any(example.trainable):
-            raise DataError(f"demonstration {row.get('id', number)} has no trainable token")
+            raise DataError(f"{name} has no trainable token", "correct or remove the row")
         encoded.append(example)
     return encoded, encoder.cut
 
@@ -123,53 +141,104 @@ def mean_loss(
     return total / max(tokens, 1)
 
 
-def _train_rows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Encoded],
-    config: TrainingConfig,
-    key: tuple[int | str, ...],
-    precision: str,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-    what: str,
-) -> None:
-    if not rows:
-        raise DataError(
-            f"{what} has no rows to train on", "look at data/quarantine and metrics/validate-*.json"
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows whose tokens are learned, and how a step of them is laid out.
+
+    Attributes:
+        key: what the training's noise is for; its last part names the training.
+        average, packing, neftune_alpha: see `SFTConfig`. Packing changes the layout of a step alone: the
+            same rows make up each step, and the loss is the same sum.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Encoded]
+    config: TrainingConfig
+    key: Key
+    precision: str
+    average: str = "token"
+    packing: bool = False
+    neftune_alpha: float = 0.0
+
+    def train(self, checkpoints: Checkpoints, recorder: Recorder) -> dict[str, Any]:
+        """Trains the model in place.
+
+        Raises:
+            DataError: there is no row.
+        """
+        config, what = self.config, str(self.key[-1])
+        if not self.rows:
+            raise DataError(
+                f"{what} has no rows to train on", "look at data/quarantine and metrics/validate-*.json"
+            )
+        order = Order(len(self.rows), config.batch_size, self.key)
+
+        def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
+            return self.parts(order.step(step), step, micro_batch_size)
+
+        return train(
+            self.model,
+            config,
+            steps_in(len(self.rows), config.batch_size, config.epochs, config.steps),
+            parts,
+            key=self.key,
+            checkpoints=checkpoints,
+            recorder=recorder,
+            what=what,
         )
-    order = Order(len(rows), config.batch_size, key)
-    total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)
-    train(
-        model,
-        config,
-        total,
-        _parts(model, tokenizer, rows, config, order, precision),
-        key=key,
-        checkpoints=checkpoints,
-        recorder=recorder,
-        what=what,
-    )
+
+    def parts(self, chosen: Sequence[int], step: int, micro_batch_size: int) -> Iterator[Part]:
+        """The parts of a step that learns the rows `chosen`."""
+        device = self.model.device.type
+        sequences = self.average == "sequence"
+        total = len(chosen) if sequences else sum(sum(self.rows[i].trainable) for i in chosen)
+        for group in self._forwards(chosen, micro_batch_size, device):
+            members = [[self.rows[i] for i in row] for row in group]
+            if self.packing:
+                batch = pack(members, self.tokenizer).to(device)
+            else:
+                batch = collate([one for row in members for one in row], self.tokenizer).to(device)
+            weights = sequence_weights(members, batch) if sequences else None
+            noise = noise_of(
+                self.model, self.rows, group, batch, self.neftune_alpha, (*self.key, "neftune", step)
+            )
+            with precision_context(self.precision, device), noisy_embeddings(self.model, noise):
+                logprobs, _ = token_logprobs(
+                    self.model,
+                    batch.input_ids,
+                    batch.attention_mask,
+                    batch.wanted,
+                    position_ids=batch.position_ids,
+                )
+            loss = sft_loss(logprobs, batch.wanted, total, weights)
+            yield Part(loss, {"tokens": float(batch.wanted.sum())})
+
+    def _forwards(self, chosen: Sequence[int], size: int, device: str) -> Iterator[list[list[int]]]:
+        """Forward passes of at most `size` tensor rows, of similar length: for each row, who stands in it."""
+        layout = [[i] for i in chosen]
+        if self.packing:
+            lengths = [len(self.rows[i].input_ids) for i in chosen]
+            layout = [[chosen[n] for n in row] for row in best_fit(lengths, self.config.max_length)]
+        layout.sort(key=self._length)
+        for micro in chunks(range(len(layout)), size):
+            for group in length_groups([self._length(layout[n]) for n in micro], device):
+                yield [layout[micro[n]] for n in group]
+
+    def _length(self, members: Sequence[int]) -> int:
+        return sum(len(self.rows[i].input_ids) for i in members)
 
 
-def _parts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Encoded],
-    config: TrainingConfig,
-    order: Order,
-    precision: str,
-) -> Callable[[int], Iterator[Part]]:
-    device = model.device.type
+def sequence_weights(members: Sequence[Sequence[Encoded]], batch: Batch) -> Tensor:
+    """One over the trainable tokens of each token's own sequence: (B, T) float32, 0 on padding.
 
-    def parts(step: int) -> Iterator[Part]:
-        chosen = sorted(order.step(step), key=lambda i: len(rows[i].input_ids))
-        total = sum(sum(rows[i].trainable) for i in chosen)
-        for micro in chunks(chosen, config.micro_batch_size):
-            for group in length_groups([len(rows[i].input_ids) for i in micro], device):
-                batch = collate([rows[micro[n]] for n in group], tokenizer).to(device)
-                with precision_context(precision, device):
-                    logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
-                yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})
-
-    return parts
+    Args:
+        members: for each row of `batch`, the sequences that stand in it, in order.
+    """
+    weights = torch.zeros(batch.input_ids.shape)
+    for row, sequences in zip(weights, members, strict=True):
+        start = 0
+        for one in sequences:
+            row[start : start + len(one.input_ids)] = 1.0 / max(sum(one.trainable), 1)
+            start += len(one.input_ids)
+    return weights.to(batch.input_ids.device)

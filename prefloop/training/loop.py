@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
+from prefloop.training.memory import REMEDY, MicroBatches, is_out_of_memory
 from prefloop.training.noise import Key, torch_seed
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
@@ -30,58 +32,104 @@ class Part:
     metrics: Mapping[str, Tensor | float]
 
 
+Parts = Callable[[int, int], Iterable[Part]]
+"""For a 0-based step and a micro-batch size (0: no limit), its micro-batches' parts, each computed when asked
+for so that only one graph is held at a time. Everything random in it is keyed by the step."""
+
+
 def train(
     module: PreTrainedModel,
     config: TrainingConfig,
     total: int,
-    parts: Callable[[int], Iterable[Part]],
+    parts: Parts,
     *,
     key: Key,
     checkpoints: Checkpoints,
     recorder: Recorder,
     what: str,
-) -> None:
+) -> dict[str, Any]:
     """Trains `module` in place for `total` optimiser steps, from the last checkpoint if there is one.
 
+    A step that runs out of memory is taken again, whole, with half the micro-batch, which stays so for the
+    rest of the training; the examples of a step remain the same.
+
     Args:
-        parts: for a 0-based step, its micro-batches' parts, each computed when asked for so that only one
-            graph is held at a time. Everything random in it is keyed by the step.
+        parts: see `Parts`.
         key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from it
             and the step, so that a resumed training draws the same.
         what: the training's name for messages.
 
+    Returns:
+        Figures for the stage's metrics: `{"out_of_memory": {"micro_batch_size": n}}` if memory ran out, else
+        none.
+
     Raises:
-        TrainingError: the loss is NaN or infinite. StopRequested: asked to end; a checkpoint was saved.
+        TrainingError: the loss is NaN or infinite, or a single example does not fit into memory.
+        StopRequested: asked to end; a checkpoint was saved.
     """
-    optimisation = Optimisation(module, config, total)
+    optimisation, micro = Optimisation(module, config, total), MicroBatches(config)
     start = 0
     found = checkpoints.latest()
     if found:
         start, state = found
         load_trainable(module, state["module"], what)
         optimisation.load_state_dict(state["optimiser"])
+        micro.load_state_dict(state["micro_batches"])
     recorder.resume(start)
     save_memory(module, config)
     module.train()
     for step in range(start, total):
-        torch_seed((*key, "step", step))
-        loss_sum, figures = 0.0, dict[str, float]()
-        for part in parts(step):
-            part.loss.backward()
-            loss_sum += float(part.loss.detach())
-            for name, value in part.metrics.items():
-                figures[name] = figures.get(name, 0.0) + float(value)
-        check_finite(loss_sum, what, step + 1)
-        norm, rate = optimisation.step(step)
+        before = micro.size
+        # Outside `_accumulated` nothing refers to a failed pass any more, so that its memory is free.
+        while (figures := _accumulated(parts, step, micro.size, (*key, "step", step))) is None:
+            optimisation.optimiser.zero_grad(set_to_none=True)
+            micro.halve(what)
+        if micro.size != before:
+            recorder.say(f"out of memory at step {step + 1}: goes on with a micro-batch of {micro.size}")
+        check_finite(figures["loss"], what, step + 1)
+        norm, rate = _applied(optimisation, step, what)
         check_finite(norm, what, step + 1)
-        recorder.log(step + 1, total, {"loss": loss_sum, **figures, "grad_norm": norm, "learning_rate": rate})
+        if micro.reduced:
+            figures["micro_batch_size"] = float(micro.size)
+        recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
         stop = recorder.stop_requested()
         if stop or (checkpoints.due() and step + 1 < total):
-            state = {"module": trainable_state(module), "optimiser": optimisation.state_dict()}
+            state = {
+                "module": trainable_state(module),
+                "optimiser": optimisation.state_dict(),
+                "micro_batches": micro.state_dict(),
+            }
             recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
         if stop:
             raise StopRequested(f"{what} stopped after step {step + 1} of {total}; run again to continue")
     module.eval()
+    return micro.outcome
+
+
+def _accumulated(parts: Parts, step: int, micro_batch_size: int, noise: Key) -> dict[str, float] | None:
+    """Adds up the gradients of a step; returns its loss and figures, None if memory ran out on the way."""
+    torch_seed(noise)
+    figures = {"loss": 0.0}
+    try:
+        for part in parts(step, micro_batch_size):
+            part.loss.backward()
+            for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
+                figures[name] = figures.get(name, 0.0) + float(value)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return figures
+
+
+def _applied(optimisation: Optimisation, step: int, what: str) -> tuple[float, float]:
+    """The optimiser's step; it may have moved some weights when memory runs out, so it is not tried again."""
+    try:
+        return optimisation.step(step)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"{what}: memory runs out for the optimiser's state", REMEDY) from error
 
 
 def check_finite(value: float, what: str, step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,13 +48,16 @@ def fit_orpo(
     comparisons: Sequence[EncodedComparison],
     config: ORPOConfig,
     **run: Unpack[Run],
-) -> None:
+) -> dict[str, Any]:
     """Trains in place, without a reference; a step's loss is the mean over all pairs of its prompts.
+
+    Returns:
+        What `train` says of the training, for the stage's figures.
 
     Raises:
         DataError: there is no pair.
     """
-    fit_comparisons(model, tokenizer, comparisons, orpo_part(config), config, "orpo", **run)
+    return fit_comparisons(model, tokenizer, comparisons, orpo_part(config), config, "orpo", **run)
 
 
 def held_out_figures(

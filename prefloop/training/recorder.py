@@ -19,15 +19,19 @@ class Recorder(Protocol):
     def checkpoint(self, step: int, folder: Path) -> None:
         """A resumable checkpoint of `step` stands at `folder`."""
 
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+
     def stop_requested(self) -> bool:
         """True when the process was asked to end: the trainer saves a checkpoint and raises StopRequested."""
 
 
 class Silent:
-    """A recorder that keeps the metrics in memory, for tests and scripts."""
+    """A recorder that keeps metrics and lines in memory, for tests and scripts."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.lines: list[str] = []
 
     def log(self, step: int, total: int, values: Mapping[str, float]) -> None:
         self.rows.append({"step": float(step), **values})
@@ -37,6 +41,9 @@ class Silent:
 
     def checkpoint(self, step: int, folder: Path) -> None:
         return None
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
     def stop_requested(self) -> bool:
         return False

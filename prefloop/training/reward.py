@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,13 +68,16 @@ def fit_reward_model(
     recorder: Recorder,
     what: str = "reward",
     member: int = 0,
-) -> None:
+) -> dict[str, Any]:
     """Trains in place; all pairs of a prompt enter the same step, so that a prompt counts once.
 
     Heads on a shared trunk are trained together on the sum of their losses.
 
     Args:
         member: number in an ensemble of separate models, on which the order of rows depends.
+
+    Returns:
+        What `train` says of the training, for the stage's figures.
 
     Raises:
         DataError: no ranking orders anything.
@@ -85,9 +89,9 @@ def fit_reward_model(
     ranking_loss = LOSSES[config.loss]
     forest = shared_prompts(model, rows, config)
 
-    def parts(step: int) -> Iterator[Part]:
+    def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         chosen = order.step(step)
-        for group in chunks(chosen, config.micro_batch_size):
+        for group in chunks(chosen, micro_batch_size):
             together = [rows[i] for i in group]
             if forest is None:
                 scores = model([ids for row in together for ids in row.sequences])
@@ -113,7 +117,9 @@ def fit_reward_model(
                 pairs += len(ranking.pairs)
             yield Part(loss, {"accuracy": correct, "pairs": float(pairs)})
 
-    train(model.model, config, total, parts, key=key, checkpoints=checkpoints, recorder=recorder, what=what)
+    return train(
+        model.model, config, total, parts, key=key, checkpoints=checkpoints, recorder=recorder, what=what
+    )
 
 
 def shared_prompts(

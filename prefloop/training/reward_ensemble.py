@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefloop.config.reward import RewardConfig
 from prefloop.data.comparisons import Ranking
@@ -36,6 +37,9 @@ class MemberRecorder:
     def checkpoint(self, step: int, folder: Path) -> None:
         self.recorder.checkpoint(self.done + step, folder)
 
+    def say(self, text: str) -> None:
+        self.recorder.say(text)
+
     def stop_requested(self) -> bool:
         return self.recorder.stop_requested()
 
@@ -49,7 +53,7 @@ def fit_ensemble(
     checkpoints: Checkpoints,
     recorder: Recorder,
     what: str = "reward",
-) -> RewardModel:
+) -> tuple[RewardModel, dict[str, Any]]:
     """Trains what the section asks for: one model (with a head a member, on a shared trunk) or several.
 
     Args:
@@ -57,7 +61,7 @@ def fit_ensemble(
         checkpoints: of the first member; the others' stand in folders of the same name within.
 
     Returns:
-        One model, adapters merged, of all members.
+        One model, adapters merged, of all members; and what `train` says, for the stage's figures.
 
     Raises:
         DataError: no ranking orders anything. ModelError: a checkpoint is of another shape.
@@ -66,6 +70,7 @@ def fit_ensemble(
     count = 1 if config.ensemble.share_trunk else config.ensemble.members
     rows: list[EncodedRanking] = []
     trained: list[RewardModel] = []
+    outcome: dict[str, Any] = {}
     begun = False
     for member in range(count):
         model, last = make(member), member == count - 1
@@ -82,7 +87,7 @@ def fit_ensemble(
         if found and found[0] == steps:
             load_trainable(model.model, found[1]["module"], what)
         else:
-            fit_reward_model(
+            outcome |= fit_reward_model(
                 model,
                 rows,
                 config,
@@ -99,4 +104,5 @@ def fit_ensemble(
         trained.append(model.eval())
     first = trained[0]
     others = [model.model for model in trained[1:]]
-    return RewardModel(first.model, first.tokenizer, others=others, precision=first.precision).eval()
+    model = RewardModel(first.model, first.tokenizer, others=others, precision=first.precision).eval()
+    return model, outcome

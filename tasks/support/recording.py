@@ -47,6 +47,9 @@ class StageRecorder:
         self.curve.sync()
         self._tracker.checkpoint(step, folder, self._latest)
 
+    def say(self, text: str) -> None:
+        self._progress.say(text)
+
     def stop_requested(self) -> bool:
         self._stop.patient = True
         return self._stop.number is not None

@@ -69,7 +69,7 @@ def fit(
         f"{len(fitted):,} prompts with comparisons, {len(held):,} held out, "
         f"{unused + held_unused:,} without an order"
     )
-    model = fit_ensemble(
+    model, outcome = fit_ensemble(
         make,
         fitted,
         config,
@@ -86,6 +86,7 @@ def fit(
         **_held_out(model, fitted, held, config),
         "normalisation": {"mean": model.normalisation.mean, "std": model.normalisation.std},
         "length_slope": slope,
+        **outcome,
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
@@ -14,7 +15,12 @@ from prefloop.config.training import TrainingConfig
 from prefloop.models.loading import context_length
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.environment import Environment, apply
+from tasks.support.flatten import flatten
 from tasks.support.stage import Stage
+
+# How a training is laid out on the machine. The weights are the same up to rounding, often to the bit: the
+# card then must not differ either, or all that follows from the model would run again.
+_LAYOUT = ("threads", "micro_batch_size", "gradient_checkpointing")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -51,11 +57,40 @@ def within_context(config: Config, model: PreTrainedModel) -> Config:
     return replace(config, max_length=min(config.max_length, context_length(model)))
 
 
-def card(stage: Stage[Any], what: str, data: Iterable[str]) -> dict[str, str]:
-    """A model card's sections: nothing in them varies from run to run of the same stage key."""
+def card(
+    stage: Stage[Any], what: str, data: Iterable[str], metrics: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """A model card's sections: nothing in them varies from run to run of the same stage key.
+
+    Args:
+        what: what the model is, in a sentence.
+        data: what it was trained on, a line each; without any, it was not trained here, and the section's
+            parameters are left out.
+        metrics: figures on held-out data, nested as in the stage's metrics; rounded to four digits.
+    """
+    lines = [f"- {line}" for line in data]
+    sections = {"What it is": what, "Data": "\n".join(lines)}
+    if lines:
+        knobs = {k: json.dumps(v) for k, v in flatten(asdict(stage.config)).items() if k not in _LAYOUT}
+        sections["Parameters"] = _table("parameter", knobs)
+    if metrics:
+        sections["Metrics"] = _table(
+            "on held-out data", {k: _rounded(v) for k, v in flatten(metrics).items()}
+        )
     return {
-        "What it is": what,
-        "Data": "\n".join(f"- {line}" for line in data),
+        **sections,
         "Made by": f"prefloop, stage `{stage.name}`, seed {stage.seed}",
-        "Limits": "Trained for the task and data above; measure it on yours before use.",
+        "Limits": "Trained for the task and data above and checked on nothing else: it can be wrong, and can "
+        "repeat what is false, harmful or private in its data. The licences of the model it started from and "
+        "of its data hold. Measure it on yours before use.",
     }
+
+
+def _table(heading: str, rows: Mapping[str, str]) -> str:
+    return "\n".join(
+        [f"| {heading} | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in rows.items())]
+    )
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -50,9 +50,10 @@ def fitted(
         model.model = attach(model.model, asked.lora, seed=0, task="SEQ_CLS")
         return model
 
-    return fit_ensemble(
+    model, _ = fit_ensemble(
         make, rankings, asked, seed=0, checkpoints=Checkpoints(folder, every), recorder=recorder
     )
+    return model
 
 
 def same(one: Weights, other: Weights) -> bool:

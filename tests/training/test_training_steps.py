@@ -24,7 +24,7 @@ from tests.training.trainings import SMOOTH, TRAININGS, ppo_trainer
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "sft", "reward", "dpo", "kto", "orpo", "simpo", "ppo", "ppo_shared"]
+    "name", ["base", "sft", "sft_packed", "reward", "dpo", "kto", "orpo", "simpo", "ppo", "ppo_shared"]
 )
 def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) -> None:
     steps = {"steps": 2, "batch_size": 8, **SMOOTH}

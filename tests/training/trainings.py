@@ -84,7 +84,7 @@ def base(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, 
 
 
 def sft(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
-    config = SFTConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, **changes})
+    config = SFTConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, "max_length": 48, **changes})
     model, tokens = _policy(config, width=width)
     rows, _ = encode_demonstrations(DEMONSTRATIONS, tokens, 48)
     finetune(
@@ -103,6 +103,10 @@ def sft(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, *
 def sft_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
     lora = LoraConfig(rank=2, alpha=4.0, dropout=0.3)
     return sft(folder, recorder, every, lora=lora, **changes)
+
+
+def sft_packed(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    return sft(folder, recorder, every, packing=True, neftune_alpha=5.0, average="sequence", **changes)
 
 
 def reward(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
@@ -221,6 +225,7 @@ TRAININGS: dict[str, Callable[..., Weights]] = {
     for f in (
         base,
         sft,
+        sft_packed,
         sft_with_adapter,
         reward,
         dpo,
