@@ -13,6 +13,8 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.config.evaluate import EvaluateConfig
 from prefloop.config.ingest import IngestConfig
 from prefloop.config.judge import JudgeConfig
+from prefloop.config.kto import KTOConfig
+from prefloop.config.orpo import ORPOConfig
 from prefloop.config.parse import parse
 from prefloop.config.policies import check_policies
 from prefloop.config.ppo import PPOConfig
@@ -21,11 +23,18 @@ from prefloop.config.read import read_yaml
 from prefloop.config.report import ReportConfig
 from prefloop.config.reward import RewardConfig
 from prefloop.config.sft import SFTConfig
+from prefloop.config.simpo import SimPOConfig
 from prefloop.config.tracking import TrackingConfig
 from prefloop.config.validate import ValidateConfig
 from prefloop.errors import ConfigError
 
-METHODS: dict[str, type[Any]] = {"ppo": PPOConfig, "dpo": DPOConfig}
+METHODS: dict[str, type[Any]] = {
+    "ppo": PPOConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": ORPOConfig,
+    "simpo": SimPOConfig,
+}
 """Method -> type of its section. A run trains the policies that `policies` lists under it."""
 
 
@@ -50,6 +59,9 @@ class Params:
     )
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(steps=1))
     dpo: DPOConfig = field(default_factory=DPOConfig)
+    kto: KTOConfig = field(default_factory=KTOConfig)
+    orpo: ORPOConfig = field(default_factory=ORPOConfig)
+    simpo: SimPOConfig = field(default_factory=SimPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from prefloop.config.parse import parse
 from prefloop.config.sft import SFTConfig
 from prefloop.config.training import LoraConfig
 from prefloop.data.batching import best_fit, collate, pack
@@ -287,3 +288,16 @@ def test_micro_batches_of_noisy_packed_rows_add_up() -> None:
         sum(rows.rows[i].trainable) for i in range(8)
     )
     assert_equal_steps(rows, rows, list(range(8)), size=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"neftune_alpha": -1.0}, "neftune_alpha"),
+        ({"average": "batch"}, "average"),
+        ({"packing": 2}, "packing"),
+    ],
+)
+def test_wrong_keys_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(SFTConfig, values, "sft")
