@@ -71,8 +71,7 @@ def main() -> None:
             {
                 "prompts": len(trainer.prompts),
                 "held_out": len(trainer.held_out),
-                "chosen_step": trainer.best.get("step", config.steps),
-                **trainer.chosen_figures(),
+                **trainer.selection.figures(),
             }
         )
 

@@ -50,12 +50,11 @@ class RewardSum:
 
     def score(
         self, prompts: Sequence[Any], completions: Sequence[str], ended: Sequence[bool]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The sum, (B,) float32, and each source's mean before its weight."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, (B,) float32, and each source's scores before its weight, (B,) each."""
         total = torch.zeros(len(completions))
-        means: dict[str, float] = {}
+        parts: dict[str, Tensor] = {}
         for name, (weight, source) in self.sources.items():
-            scores = source.score(prompts, completions, ended)
-            total = total + weight * scores
-            means[name] = float(scores.mean())
-        return total, means
+            parts[name] = source.score(prompts, completions, ended)
+            total = total + weight * parts[name]
+        return total, parts

@@ -23,7 +23,9 @@ from prefloop.models.reward_model import RewardModel
 from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
+from prefloop.training.experience import Experience
 from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
+from prefloop.training.on_policy import Learning, OnPolicyTrainer
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.recorder import Recorder
 from prefloop.training.reward import encode_rankings, fit_reward_model
@@ -157,6 +159,14 @@ def ppo_trainer(folder: Path, width: int = 16, **changes: Any) -> PPOTrainer:
     )
 
 
+def learn(trainer: OnPolicyTrainer[Any], experience: Experience, step: int) -> dict[str, float]:
+    """All updates on one rollout batch; their figures."""
+    learning = Learning(experience, {})
+    while not learning.finished:
+        trainer.advance(learning, step)
+    return learning.means()
+
+
 def ppo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
     trainer = ppo_trainer(folder, width, **changes)
     trainer.train(Checkpoints(folder, every), recorder)
@@ -170,3 +180,5 @@ def ppo_shared(folder: Path, recorder: Recorder, every: float = 1e9, **changes: 
 TRAININGS: dict[str, Callable[..., Weights]] = {
     f.__name__: f for f in (base, sft, sft_with_adapter, reward, dpo, ppo, ppo_shared)
 }
+ON_POLICY = ("ppo", "ppo_shared")
+"""Those that learn from what they sample, in inner epochs over each batch."""

@@ -1,0 +1,272 @@
+"""The loop of every on-policy method: sample, learn, look at held-out prompts, log, checkpoint, stop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefloop.config.ppo import PPOConfig
+from prefloop.data.batching import Batch, Order, chunks, collate
+from prefloop.data.templates import Encoded
+from prefloop.errors import DataError, StopRequested
+from prefloop.models.adapters import reference_mode
+from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.objectives.kl import AdaptiveKL, FixedKL
+from prefloop.objectives.sft import sft_loss
+from prefloop.rewards.sources import RewardSum
+from prefloop.rollout.sampling import Sampler
+from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
+from prefloop.training.experience import Collector, Experience
+from prefloop.training.loop import Part, check_finite
+from prefloop.training.noise import permutation
+from prefloop.training.optimisation import Optimisation, save_memory
+from prefloop.training.passes import Passes
+from prefloop.training.recorder import Recorder
+from prefloop.training.selection import Row, Selection, hold_out
+
+E = TypeVar("E", bound=Experience)
+
+
+@dataclass
+class Learning(Generic[E]):
+    """How far the learning from one rollout batch has come: all that a checkpoint between two updates needs.
+
+    Attributes:
+        experience: the rollout batch. figures: what was measured while it was collected.
+        totals: sums of the updates' figures. done: updates so far.
+        epoch_kl: approximate KL old/new, mean over this inner epoch's updates so far.
+        finished: no update follows.
+    """
+
+    experience: E
+    figures: dict[str, float]
+    totals: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+    epoch_kl: float = 0.0
+    finished: bool = False
+
+    def means(self) -> dict[str, float]:
+        """The updates' figures, averaged, and how many there were."""
+        return {**{name: x / self.done for name, x in self.totals.items()}, "updates": float(self.done)}
+
+
+class OnPolicyTrainer(ABC, Generic[E]):
+    """Improves a policy on what it samples. A method says how it collects and what its loss is.
+
+    Args:
+        policy: trained in place. reference: frozen, or the policy itself when it carries an adapter.
+        rewards: what scores a completion.
+        prompts: rows of data/validated/prompts.jsonl.
+        demonstrations: encoded, for PPO-ptx; may be empty when `ptx_coef` is 0.
+
+    Attributes:
+        name: the method's, for keys, messages and files. experience: its class of rollout batches.
+        together: rows of a rollout batch that go through a model together and count as one in a minibatch.
+    """
+
+    name: ClassVar[str]
+    experience: type[E]
+    together: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rewards: RewardSum,
+        prompts: Sequence[Row],
+        config: PPOConfig,
+        *,
+        seed: int,
+        precision: str = "fp32",
+        demonstrations: Sequence[Encoded] = (),
+        group_size: int = 1,
+    ) -> None:
+        self.key = (seed, self.name)
+        self.prompts, self.held_out = hold_out(prompts, config, self.key)
+        if not self.prompts:
+            raise DataError(
+                f"{self.name} has no prompt to sample from",
+                "look at data/raw/prompts.jsonl and data/quarantine",
+            )
+        if config.ptx_coef and not demonstrations:
+            raise DataError(f"{self.name}.ptx_coef is above 0, but there are no demonstrations")
+        self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
+        self.config, self.precision, self.demonstrations = config, precision, demonstrations
+        self.device = policy.device.type
+        self.passes = Passes(
+            self.device, precision, config.sampling.temperature, config.micro_batch_size, self.together
+        )
+        sampler = Sampler(policy, tokenizer, config.sampling, precision)
+        self.collector = Collector(sampler, rewards, self.prompts, group_size, self.key)
+        self.selection = Selection(
+            policy, reference, sampler, rewards, self.passes, self.held_out, config, self.key
+        )
+        self.order = Order(len(self.prompts), config.batch_size, self.key)
+        self.updates = config.inner_epochs * config.minibatches
+        self.optimisation = Optimisation(policy, config, config.steps * self.updates)
+        self.controller = (
+            AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+            if config.kl_control == "adaptive"
+            else FixedKL(config.kl_coef)
+        )
+        save_memory(policy, config)
+
+    @abstractmethod
+    def collect(self, step: int) -> tuple[E, dict[str, float]]:
+        """Samples and scores the rollout batch of 0-based `step`, and what it says about the policy."""
+
+    @abstractmethod
+    def parts(self, experience: E, rows: Sequence[int], step: int) -> Iterator[Part]:
+        """Losses and figures of one update on some rows, micro-batch by micro-batch; they add up."""
+
+    def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
+        """Runs `config.steps` rollout batches, from the last checkpoint if there is one (it may lie between two
+        updates on one batch), and leaves the policy with the weights that were chosen.
+
+        Raises:
+            TrainingError: a loss became NaN. StopRequested: asked to end; a checkpoint was saved.
+        """
+        total = self.config.steps
+        start, learning = 0, None
+        if found := checkpoints.latest():
+            start, state = found
+            learning = self._load(state)
+        recorder.resume(start)
+        for step in range(start, total):
+            learning = learning or Learning(*self.collect(step))
+            while not learning.finished:
+                self._pause(checkpoints, recorder, step, learning)
+                self.advance(learning, step)
+            figures = {**learning.figures, **learning.means()}
+            self.controller.update(figures["objective/kl"], len(learning.experience))
+            if self.selection.due(step + 1):
+                figures.update(self.selection.look(step + 1))
+            recorder.log(step + 1, total, figures)
+            learning = None
+            self._pause(checkpoints, recorder, step + 1)
+        self.selection.restore()
+        self.policy.eval()
+
+    def advance(self, learning: Learning[E], step: int) -> None:
+        """The next update of the inner epochs over one rollout batch."""
+        config, experience = self.config, learning.experience
+        for module, _ in self.trained().values():
+            module.train()
+        size = config.batch_size // config.minibatches
+        units = len(experience) // self.together
+        each = -(-units // size)  # updates an epoch
+        epoch, number = divmod(learning.done, each)
+        order = permutation((*self.key, step, "inner", epoch), units)
+        chosen = order[number * size : (number + 1) * size]
+        rows = [unit * self.together + i for unit in chosen for i in range(self.together)]
+        figures = self._update(experience, rows, step, epoch * config.minibatches + number)
+        learning.done += 1
+        learning.epoch_kl += figures.get("approx_kl", 0.0) / each
+        for name, value in figures.items():
+            learning.totals[name] = learning.totals.get(name, 0.0) + value
+        if number + 1 == each:
+            far = bool(config.kl_stop) and learning.epoch_kl > config.kl_stop
+            learning.finished = far or epoch + 1 == config.inner_epochs
+            learning.epoch_kl = 0.0
+
+    def trained(self) -> dict[str, tuple[nn.Module, Optimisation]]:
+        """What is trained, and by what, by the name that messages give it."""
+        return {self.name: (self.policy, self.optimisation)}
+
+    def learns(self, step: int) -> bool:
+        """True in steps that change the policy."""
+        return True
+
+    def apply(self, number: int, step: int) -> dict[str, float]:
+        """Applies the gradients of the training's 0-based update `number`; norm and rate."""
+        norm, rate = self.optimisation.step(number)
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def _update(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
+        """One optimiser step on some rows of the rollout batch."""
+        figures: dict[str, float] = {}
+        loss = 0.0
+        for part in self.parts(experience, rows, step):
+            part.loss.backward()
+            loss += float(part.loss.detach())
+            for name, value in part.metrics.items():
+                figures[name] = figures.get(name, 0.0) + float(value)
+        if self.config.ptx_coef and self.learns(step):
+            figures["ptx_loss"] = self._demonstrate(len(rows), step, update)
+        check_finite(loss, self.name, step + 1)
+        applied = self.apply(step * self.updates + update, step)
+        check_finite(sum(applied.values()), self.name, step + 1)
+        return {**figures, **applied}
+
+    def _demonstrate(self, count: int, step: int, update: int) -> float:
+        """Adds ptx_coef times the gradient of demonstrations' NLL (Ouyang et al. 2022, eq. 2)."""
+        order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
+        rows = [self.demonstrations[i] for i in order[:count]]
+        total = sum(sum(row.trainable) for row in rows)
+        loss_sum = 0.0
+        for group in chunks(range(len(rows)), self.config.micro_batch_size):
+            batch = collate([rows[i] for i in group], self.tokenizer).to(self.device)
+            with precision_context(self.precision, self.device):
+                logprobs, _ = token_logprobs(self.policy, batch.input_ids, batch.attention_mask, batch.wanted)
+            loss = sft_loss(logprobs, batch.wanted, total)
+            (self.config.ptx_coef * loss).backward()
+            loss_sum += float(loss.detach())
+        return loss_sum
+
+    def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (B, T) under the policy, without gradient."""
+        with torch.no_grad():
+            logprobs, entropy = self.passes.in_groups(
+                batch, lambda part: self.passes.logprobs(self.policy, part, with_entropy=True)
+            )
+        return logprobs, entropy
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """Log-probs (B, T) under the reference, without gradient."""
+        with torch.no_grad(), reference_mode(self.reference):
+            (logprobs,) = self.passes.in_groups(
+                batch, lambda part: self.passes.logprobs(self.reference, part)[:1]
+            )
+        return logprobs
+
+    def _pause(
+        self, checkpoints: Checkpoints, recorder: Recorder, step: int, learning: Learning[E] | None = None
+    ) -> None:
+        """Saves a checkpoint, when one is due or a stop was asked for, after `step` whole steps and the
+        updates that `learning` has behind it; then stops if asked to."""
+        stop, total = recorder.stop_requested(), self.config.steps
+        if stop or (checkpoints.due() and step < total):
+            part = 0 if learning is None else learning.done + 1
+            recorder.checkpoint(step, checkpoints.save(step, self._state(learning), part))
+        if stop:
+            where = "" if learning is None else f" and {learning.done} updates of the next"
+            raise StopRequested(
+                f"{self.name} stopped after step {step} of {total}{where}; run again to continue"
+            )
+
+    def _state(self, learning: Learning[E] | None) -> dict[str, Any]:
+        state: dict[str, Any] = {"controller": self.controller.state_dict(), "best": self.selection.best}
+        for name, (module, optimisation) in self.trained().items():
+            state[name] = {"weights": trainable_state(module), "optimiser": optimisation.state_dict()}
+        if learning is not None:
+            state["learning"] = {**vars(learning), "experience": learning.experience.state_dict()}
+        return state
+
+    def _load(self, state: dict[str, Any]) -> Learning[E] | None:
+        for name, (module, optimisation) in self.trained().items():
+            load_trainable(module, state[name]["weights"], name)
+            optimisation.load_state_dict(state[name]["optimiser"])
+        self.controller.load_state_dict(state["controller"])
+        self.selection.best = state["best"]
+        if "learning" not in state:
+            return None
+        kept = state["learning"]
+        experience = self.experience.from_state(kept["experience"], self.device)
+        return Learning(**{**kept, "experience": experience})
