@@ -66,7 +66,7 @@ class Collector:
         rows = [(i, sample) for i in indices for sample in range(self.group_size)]
         asked = [self.prompts[i]["prompt"] for i, _ in rows]
         rollouts = self.sampler.sample(asked, (*self.key, step), rows)
-        scores, parts = self.rewards.score(asked, rollouts.texts, rollouts.ended)
+        scores, parts = self.rewards.score(asked, rollouts.texts, rollouts.ended, rollouts.lengths)
         return Scored([i for i, _ in rows], rollouts, scores, parts)
 
 
@@ -127,10 +127,13 @@ def rollout_figures(
     """
     scores, texts, ended = scored.scores, scored.rollouts.texts, scored.rollouts.ended
     kl = {} if reference is None else {"objective/kl": float(masked_sum(logprobs - reference, mask).mean())}
+    learned = scored.parts.get("reward_model")
+    constant = {} if learned is None else {"constant": float(len(learned) > 1 and len(learned.unique()) == 1)}
     return {
         "score": float(scores.mean()),
         "score_std": float(scores.std()) if len(scores) > 1 else 0.0,
         **{f"reward/{name}": float(part.mean()) for name, part in scored.parts.items()},
+        **constant,
         **kl,
         "objective/return": float(scores.mean()) - beta * kl.get("objective/kl", 0.0),
         "beta": beta,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ def _train_rows(
         model,
         config,
         total,
-        _parts(model, tokenizer, rows, config, order, precision),
+        lambda step: row_parts(model, tokenizer, [rows[i] for i in order.step(step)], config, precision),
         key=key,
         checkpoints=checkpoints,
         recorder=recorder,
@@ -152,24 +152,20 @@ def _train_rows(
     )
 
 
-def _parts(
+def row_parts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Encoded],
     config: TrainingConfig,
-    order: Order,
     precision: str,
-) -> Callable[[int], Iterator[Part]]:
+) -> Iterator[Part]:
+    """Loss of the rows of one optimiser step: the mean over their trainable tokens."""
     device = model.device.type
-
-    def parts(step: int) -> Iterator[Part]:
-        chosen = sorted(order.step(step), key=lambda i: len(rows[i].input_ids))
-        total = sum(sum(rows[i].trainable) for i in chosen)
-        for micro in chunks(chosen, config.micro_batch_size):
-            for group in length_groups([len(rows[i].input_ids) for i in micro], device):
-                batch = collate([rows[micro[n]] for n in group], tokenizer).to(device)
-                with precision_context(precision, device):
-                    logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
-                yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})
-
-    return parts
+    rows = sorted(rows, key=lambda row: len(row.input_ids))
+    total = sum(sum(row.trainable) for row in rows)
+    for micro in chunks(range(len(rows)), config.micro_batch_size):
+        for group in length_groups([len(rows[i].input_ids) for i in micro], device):
+            batch = collate([rows[micro[n]] for n in group], tokenizer).to(device)
+            with precision_context(precision, device):
+                logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+            yield Part(sft_loss(logprobs, batch.wanted, total), {"tokens": float(batch.wanted.sum())})

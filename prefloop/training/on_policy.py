@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefloop.config.ppo import PPOConfig
+from prefloop.config.on_policy import OnPolicyConfig, PolicyGradientConfig
 from prefloop.data.batching import Batch, Order, chunks, collate
 from prefloop.data.templates import Encoded
-from prefloop.errors import DataError, StopRequested
+from prefloop.errors import DataError, StopRequested, TrainingError
 from prefloop.models.adapters import reference_mode
 from prefloop.models.forward import precision_context, token_logprobs
-from prefloop.objectives.kl import AdaptiveKL, FixedKL
+from prefloop.objectives.kl import AdaptiveKL, FixedKL, ScheduledKL
 from prefloop.objectives.sft import sft_loss
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
@@ -51,9 +51,25 @@ class Learning(Generic[E]):
     epoch_kl: float = 0.0
     finished: bool = False
 
+    def __post_init__(self) -> None:
+        self.finished = self.finished or len(self.experience) == 0
+
     def means(self) -> dict[str, float]:
         """The updates' figures, averaged, and how many there were."""
         return {**{name: x / self.done for name, x in self.totals.items()}, "updates": float(self.done)}
+
+
+CONSTANT_LIMIT = 3
+"""Rollout batches in a row with one score for all that end a training."""
+
+
+def kl_controller(config: PolicyGradientConfig) -> FixedKL:
+    """What sets beta from step to step, as `kl_control` says."""
+    if config.kl_control == "adaptive":
+        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+    if config.kl_control == "schedule":
+        return ScheduledKL(config.kl_coef, config.kl_final, config.steps)
+    return FixedKL(config.kl_coef)
 
 
 class OnPolicyTrainer(ABC, Generic[E]):
@@ -64,8 +80,10 @@ class OnPolicyTrainer(ABC, Generic[E]):
         rewards: what scores a completion.
         prompts: rows of data/validated/prompts.jsonl.
         demonstrations: encoded, for PPO-ptx; may be empty when `ptx_coef` is 0.
+        controller: of the KL's weight. group_size: completions a prompt.
 
     Attributes:
+        constant: rollout batches in a row in which the reward model scored every completion the same.
         name: the method's, for keys, messages and files. experience: its class of rollout batches.
         together: rows of a rollout batch that go through a model together and count as one in a minibatch.
     """
@@ -81,11 +99,12 @@ class OnPolicyTrainer(ABC, Generic[E]):
         tokenizer: PreTrainedTokenizerBase,
         rewards: RewardSum,
         prompts: Sequence[Row],
-        config: PPOConfig,
+        config: OnPolicyConfig,
         *,
         seed: int,
         precision: str = "fp32",
         demonstrations: Sequence[Encoded] = (),
+        controller: FixedKL,
         group_size: int = 1,
     ) -> None:
         self.key = (seed, self.name)
@@ -108,14 +127,12 @@ class OnPolicyTrainer(ABC, Generic[E]):
         self.selection = Selection(
             policy, reference, sampler, rewards, self.passes, self.held_out, config, self.key
         )
-        self.order = Order(len(self.prompts), config.batch_size, self.key)
+        self.order = Order(len(self.prompts), config.batch_size * self.together // group_size, self.key)
         self.updates = config.inner_epochs * config.minibatches
         self.optimisation = Optimisation(policy, config, config.steps * self.updates)
-        self.controller = (
-            AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-            if config.kl_control == "adaptive"
-            else FixedKL(config.kl_coef)
-        )
+        self.controller = controller
+        self.constant = 0
+        self.kl_stop = config.kl_stop if isinstance(config, PolicyGradientConfig) else 0.0
         save_memory(policy, config)
 
     @abstractmethod
@@ -127,11 +144,12 @@ class OnPolicyTrainer(ABC, Generic[E]):
         """Losses and figures of one update on some rows, micro-batch by micro-batch; they add up."""
 
     def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
-        """Runs `config.steps` rollout batches, from the last checkpoint if there is one (it may lie between two
-        updates on one batch), and leaves the policy with the weights that were chosen.
+        """Runs `config.steps` rollout batches, from the last checkpoint if there is one (which may lie in the
+        middle of a batch's updates); leaves the policy with the weights that were chosen.
 
         Raises:
-            TrainingError: a loss became NaN. StopRequested: asked to end; a checkpoint was saved.
+            TrainingError: a loss became NaN, or the reward model tells nothing apart.
+            StopRequested: asked to end; a checkpoint was saved.
         """
         total = self.config.steps
         start, learning = 0, None
@@ -140,12 +158,12 @@ class OnPolicyTrainer(ABC, Generic[E]):
             learning = self._load(state)
         recorder.resume(start)
         for step in range(start, total):
-            learning = learning or Learning(*self.collect(step))
+            learning = learning or self._begin(step)
             while not learning.finished:
                 self._pause(checkpoints, recorder, step, learning)
                 self.advance(learning, step)
             figures = {**learning.figures, **learning.means()}
-            self.controller.update(figures["objective/kl"], len(learning.experience))
+            self.controller.update(figures.get("objective/kl", 0.0), len(learning.experience))
             if self.selection.due(step + 1):
                 figures.update(self.selection.look(step + 1))
             recorder.log(step + 1, total, figures)
@@ -172,7 +190,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
         for name, value in figures.items():
             learning.totals[name] = learning.totals.get(name, 0.0) + value
         if number + 1 == each:
-            far = bool(config.kl_stop) and learning.epoch_kl > config.kl_stop
+            far = bool(self.kl_stop) and learning.epoch_kl > self.kl_stop
             learning.finished = far or epoch + 1 == config.inner_epochs
             learning.epoch_kl = 0.0
 
@@ -188,6 +206,18 @@ class OnPolicyTrainer(ABC, Generic[E]):
         """Applies the gradients of the training's 0-based update `number`; norm and rate."""
         norm, rate = self.optimisation.step(number)
         return {"grad_norm": norm, "learning_rate": rate}
+
+    def _begin(self, step: int) -> Learning[E]:
+        experience, figures = self.collect(step)
+        self.constant = self.constant + 1 if figures.get("constant") else 0
+        if self.constant == CONSTANT_LIMIT:
+            raise TrainingError(
+                f"{self.name}: the reward model scored every completion the same in {CONSTANT_LIMIT} rollout "
+                f"batches in a row, up to step {step + 1}: nothing can be learned from it",
+                f"look at the reward model's accuracy and at {self.name}.score_clip, and whether the policy "
+                "still writes different completions (the figures `unique` and `entropy`)",
+            )
+        return Learning(experience, figures)
 
     def _update(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
         """One optimiser step on some rows of the rollout batch."""
@@ -252,7 +282,11 @@ class OnPolicyTrainer(ABC, Generic[E]):
             )
 
     def _state(self, learning: Learning[E] | None) -> dict[str, Any]:
-        state: dict[str, Any] = {"controller": self.controller.state_dict(), "best": self.selection.best}
+        state: dict[str, Any] = {
+            "controller": self.controller.state_dict(),
+            "constant": self.constant,
+            "best": self.selection.best,
+        }
         for name, (module, optimisation) in self.trained().items():
             state[name] = {"weights": trainable_state(module), "optimiser": optimisation.state_dict()}
         if learning is not None:
@@ -264,6 +298,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             load_trainable(module, state[name]["weights"], name)
             optimisation.load_state_dict(state[name]["optimiser"])
         self.controller.load_state_dict(state["controller"])
+        self.constant = state["constant"]
         self.selection.best = state["best"]
         if "learning" not in state:
             return None

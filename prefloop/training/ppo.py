@@ -25,7 +25,7 @@ from prefloop.objectives.ppo import (
 from prefloop.rewards.sources import RewardSum
 from prefloop.training.experience import Experience, as_batch, rollout_figures
 from prefloop.training.loop import Part
-from prefloop.training.on_policy import OnPolicyTrainer
+from prefloop.training.on_policy import OnPolicyTrainer, kl_controller
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.selection import Row
 
@@ -62,6 +62,7 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         config: PPOConfig,
         **options: Any,
     ) -> None:
+        options["controller"] = kl_controller(config)
         super().__init__(policy, reference, tokenizer, rewards, prompts, config, **options)
         self.critic = critic
         self.shared = critic.trunk is None
@@ -83,8 +84,9 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         logprobs, entropy, values = self.passes.in_groups(
             batch, lambda part: self._policy_and_values(part, with_entropy=True)
         )
-        reference = self.reference_logprobs(batch)
-        rewards = token_rewards(scored.scores.to(self.device), logprobs, reference, mask, beta=beta)
+        reference = self.reference_logprobs(batch) if config.weighs_kl else None
+        anchor = logprobs if reference is None else reference
+        rewards = token_rewards(scored.scores.to(self.device), logprobs, anchor, mask, beta=beta)
         if config.whiten_rewards:
             rewards = masked_whiten(rewards, mask, shift_mean=False)
         advantages, returns = generalised_advantages(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prefloop.config.ppo import PPOConfig
+from prefloop.config.on_policy import OnPolicyConfig
 from prefloop.models.adapters import reference_mode
 from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
@@ -21,7 +21,7 @@ from prefloop.training.passes import Passes
 Row = Mapping[str, Any]
 
 
-def hold_out(prompts: Sequence[Row], config: PPOConfig, key: Key) -> tuple[list[Row], list[Row]]:
+def hold_out(prompts: Sequence[Row], config: OnPolicyConfig, key: Key) -> tuple[list[Row], list[Row]]:
     """Prompts to sample from, and those held out (at most a quarter; none without a KL budget)."""
     held = min(config.select_prompts, len(prompts) // 4) if config.select_kl else 0
     shuffled = permutation((*key, "held out"), len(prompts))
@@ -48,7 +48,7 @@ class Selection:
         rewards: RewardSum,
         passes: Passes,
         held_out: Sequence[Row],
-        config: PPOConfig,
+        config: OnPolicyConfig,
         key: Key,
     ) -> None:
         self.policy, self.reference, self.sampler = policy, reference, sampler
@@ -66,7 +66,7 @@ class Selection:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
         rollouts = self.sampler.sample(self.prompts, (*self.key, "select"))
-        scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended)
+        scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
         pad_id = int(self.sampler.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
         (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
