@@ -145,7 +145,9 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
                 break
             scored.extend(self.collector.draw(further, step))
         drawn = len(scored.prompts) // config.group_size
-        figures = {"groups_equal": float(all_equal(scored.scores.view(drawn, -1)).sum()) / drawn}
+        figures: dict[str, float] = {}
+        if config.group_size > 1:
+            figures["groups_equal"] = float(all_equal(scored.scores.view(drawn, -1)).sum()) / drawn
         if config.dynamic_sampling:
             figures["groups_left_out"] = float(drawn - sum(self._informative(scored)))
             figures["groups_further"] = float(drawn - len(indices))

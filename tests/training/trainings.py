@@ -145,14 +145,18 @@ SIZES: dict[str, Any] = {
     "sampling": SamplingConfig(max_new_tokens=8),
     "max_length": 48,
 }
+REWARD_MODELS: dict[int, RewardModel] = {}
+"""By width; nothing trains them."""
 LOOKS = {"select_every": 2, "select_prompts": 4, "select_kl": 100.0}
 
 
 def materials(config: TrainingConfig, folder: Path, width: int = 16) -> dict[str, Any]:
     """Arguments that every on-policy trainer takes, and the model and reward model they were made of."""
     tokens = tiny.tokenizer()
-    trunk = tiny.saved(folder.parent / f"trunk-{width}", width=width)
-    reward_model = RewardModel.create(trunk, seed=1).eval()
+    if width not in REWARD_MODELS:
+        trunk = tiny.saved(folder.parent / f"trunk-{width}", width=width)
+        REWARD_MODELS[width] = RewardModel.create(trunk, seed=1).eval()
+    reward_model = REWARD_MODELS[width]
     model = tiny.model(tokens, width=width)
     rows, _ = encode_demonstrations(DEMONSTRATIONS, tokens, 48)
     sources = {"reward_model": (1.0, LearnedReward(reward_model)), "missing_eos": (1.0, MissingEnd())}
