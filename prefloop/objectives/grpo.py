@@ -31,7 +31,7 @@ def group_advantages(rewards: Tensor, *, scale: str = "group") -> Tensor:
         (N, G) float; exactly 0 in a group whose rewards are all equal, never NaN.
     """
     centred = rewards - rewards.mean(dim=-1, keepdim=True)
-    if scale == "group" and rewards.shape[-1] > 1:
+    if scale == "group" and rewards.numel() and rewards.shape[-1] > 1:
         centred = centred / (rewards.std(dim=-1, keepdim=True) + EPSILON)
     elif scale == "batch" and rewards.numel() > 1:
         centred = centred / (rewards.std() + EPSILON)
