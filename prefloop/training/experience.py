@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -113,6 +113,35 @@ class Experience:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "batch"}
+
+
+E = TypeVar("E", bound=Experience)
+
+
+@dataclass
+class Learning(Generic[E]):
+    """How far the learning from one rollout batch has come: all that a checkpoint between two updates needs.
+
+    Attributes:
+        experience: the rollout batch. figures: what was measured while it was collected.
+        totals: sums of the updates' figures. done: updates so far.
+        epoch_kl: approximate KL old/new, mean over this inner epoch's updates so far.
+        finished: no update follows.
+    """
+
+    experience: E
+    figures: dict[str, float]
+    totals: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+    epoch_kl: float = 0.0
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.finished = self.finished or len(self.experience) == 0
+
+    def means(self) -> dict[str, float]:
+        """The updates' figures, averaged, and how many there were."""
+        return {**{name: x / self.done for name, x in self.totals.items()}, "updates": float(self.done)}
 
 
 def rollout_figures(

@@ -9,11 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.groups import GroupConfig
 from prefloop.config.grpo import GRPOConfig
@@ -24,12 +22,10 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.ppo import policy_loss, token_rewards
 from prefloop.objectives.reinforce_pp import returns_to_go, whitened
 from prefloop.objectives.rloo import leave_one_out_advantages
-from prefloop.rewards.sources import RewardSum
 from prefloop.training.experience import Experience, Scored, as_batch, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import permutation
-from prefloop.training.on_policy import OnPolicyTrainer, kl_controller
-from prefloop.training.selection import Row
+from prefloop.training.on_policy import OnPolicyTrainer
 
 
 @dataclass(frozen=True)
@@ -47,18 +43,9 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
     experience = GroupExperience
     config: GroupConfig
 
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        rewards: RewardSum,
-        prompts: Sequence[Row],
-        config: GroupConfig,
-        **options: Any,
-    ) -> None:
-        options |= {"controller": kl_controller(config), "group_size": config.group_size}
-        super().__init__(policy, reference, tokenizer, rewards, prompts, config, **options)
+    @property
+    def group_size(self) -> int:
+        return self.config.group_size
 
     @abstractmethod
     def advantages(self, scores: Tensor, delta: Tensor, mask: Tensor, beta: float) -> Tensor:

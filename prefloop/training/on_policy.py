@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -12,17 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.on_policy import OnPolicyConfig, PolicyGradientConfig
-from prefloop.data.batching import Batch, Order, chunks, collate
+from prefloop.data.batching import Batch, Order
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, StopRequested, TrainingError
 from prefloop.models.adapters import reference_mode
-from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.objectives.kl import AdaptiveKL, FixedKL, ScheduledKL
-from prefloop.objectives.sft import sft_loss
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
-from prefloop.training.experience import Collector, Experience
+from prefloop.training.demonstrating import demonstrate
+from prefloop.training.experience import Collector, Experience, Learning
 from prefloop.training.loop import Part, check_finite
 from prefloop.training.noise import permutation
 from prefloop.training.optimisation import Optimisation, save_memory
@@ -31,45 +29,8 @@ from prefloop.training.recorder import Recorder
 from prefloop.training.selection import Row, Selection, hold_out
 
 E = TypeVar("E", bound=Experience)
-
-
-@dataclass
-class Learning(Generic[E]):
-    """How far the learning from one rollout batch has come: all that a checkpoint between two updates needs.
-
-    Attributes:
-        experience: the rollout batch. figures: what was measured while it was collected.
-        totals: sums of the updates' figures. done: updates so far.
-        epoch_kl: approximate KL old/new, mean over this inner epoch's updates so far.
-        finished: no update follows.
-    """
-
-    experience: E
-    figures: dict[str, float]
-    totals: dict[str, float] = field(default_factory=dict)
-    done: int = 0
-    epoch_kl: float = 0.0
-    finished: bool = False
-
-    def __post_init__(self) -> None:
-        self.finished = self.finished or len(self.experience) == 0
-
-    def means(self) -> dict[str, float]:
-        """The updates' figures, averaged, and how many there were."""
-        return {**{name: x / self.done for name, x in self.totals.items()}, "updates": float(self.done)}
-
-
 CONSTANT_LIMIT = 3
 """Rollout batches in a row with one score for all that end a training."""
-
-
-def kl_controller(config: PolicyGradientConfig) -> FixedKL:
-    """What sets beta from step to step, as `kl_control` says."""
-    if config.kl_control == "adaptive":
-        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-    if config.kl_control == "schedule":
-        return ScheduledKL(config.kl_coef, config.kl_final, config.steps)
-    return FixedKL(config.kl_coef)
 
 
 class OnPolicyTrainer(ABC, Generic[E]):
@@ -80,7 +41,6 @@ class OnPolicyTrainer(ABC, Generic[E]):
         rewards: what scores a completion.
         prompts: rows of data/validated/prompts.jsonl.
         demonstrations: encoded, for PPO-ptx; may be empty when `ptx_coef` is 0.
-        controller: of the KL's weight. group_size: completions a prompt.
 
     Attributes:
         constant: rollout batches in a row in which the reward model scored every completion the same.
@@ -104,8 +64,6 @@ class OnPolicyTrainer(ABC, Generic[E]):
         seed: int,
         precision: str = "fp32",
         demonstrations: Sequence[Encoded] = (),
-        controller: FixedKL,
-        group_size: int = 1,
     ) -> None:
         self.key = (seed, self.name)
         self.prompts, self.held_out = hold_out(prompts, config, self.key)
@@ -123,17 +81,33 @@ class OnPolicyTrainer(ABC, Generic[E]):
             self.device, precision, config.sampling.temperature, config.micro_batch_size, self.together
         )
         sampler = Sampler(policy, tokenizer, config.sampling, precision)
-        self.collector = Collector(sampler, rewards, self.prompts, group_size, self.key)
+        self.collector = Collector(sampler, rewards, self.prompts, self.group_size, self.key)
         self.selection = Selection(
             policy, reference, sampler, rewards, self.passes, self.held_out, config, self.key
         )
-        self.order = Order(len(self.prompts), config.batch_size * self.together // group_size, self.key)
+        self.order = Order(len(self.prompts), config.batch_size * self.together // self.group_size, self.key)
         self.updates = config.inner_epochs * config.minibatches
         self.optimisation = Optimisation(policy, config, config.steps * self.updates)
-        self.controller = controller
+        self.controller = self.make_controller()
         self.constant = 0
         self.kl_stop = config.kl_stop if isinstance(config, PolicyGradientConfig) else 0.0
         save_memory(policy, config)
+
+    @property
+    def group_size(self) -> int:
+        """Completions a prompt."""
+        return 1
+
+    def make_controller(self) -> FixedKL:
+        """What sets beta from step to step, as `kl_control` says."""
+        config = self.config
+        if not isinstance(config, PolicyGradientConfig):
+            return FixedKL(0.0)
+        if config.kl_control == "adaptive":
+            return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+        if config.kl_control == "schedule":
+            return ScheduledKL(config.kl_coef, config.kl_final, config.steps)
+        return FixedKL(config.kl_coef)
 
     @abstractmethod
     def collect(self, step: int) -> tuple[E, dict[str, float]]:
@@ -229,26 +203,13 @@ class OnPolicyTrainer(ABC, Generic[E]):
             for name, value in part.metrics.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
         if self.config.ptx_coef and self.learns(step):
-            figures["ptx_loss"] = self._demonstrate(len(rows), step, update)
+            order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
+            shown = [self.demonstrations[i] for i in order[: len(rows)]]
+            figures["ptx_loss"] = demonstrate(self.policy, self.tokenizer, shown, self.config, self.precision)
         check_finite(loss, self.name, step + 1)
         applied = self.apply(step * self.updates + update, step)
         check_finite(sum(applied.values()), self.name, step + 1)
         return {**figures, **applied}
-
-    def _demonstrate(self, count: int, step: int, update: int) -> float:
-        """Adds ptx_coef times the gradient of demonstrations' NLL (Ouyang et al. 2022, eq. 2)."""
-        order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
-        rows = [self.demonstrations[i] for i in order[:count]]
-        total = sum(sum(row.trainable) for row in rows)
-        loss_sum = 0.0
-        for group in chunks(range(len(rows)), self.config.micro_batch_size):
-            batch = collate([rows[i] for i in group], self.tokenizer).to(self.device)
-            with precision_context(self.precision, self.device):
-                logprobs, _ = token_logprobs(self.policy, batch.input_ids, batch.attention_mask, batch.wanted)
-            loss = sft_loss(logprobs, batch.wanted, total)
-            (self.config.ptx_coef * loss).backward()
-            loss_sum += float(loss.detach())
-        return loss_sum
 
     def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T) under the policy, without gradient."""

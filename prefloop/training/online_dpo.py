@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.online_dpo import OnlineDPOConfig
 from prefloop.objectives.dpo import dpo_loss
 from prefloop.objectives.kl import FixedKL
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.online_dpo import preference
-from prefloop.rewards.sources import RewardSum
 from prefloop.training.experience import Experience, as_batch, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import uniforms
 from prefloop.training.on_policy import OnPolicyTrainer
-from prefloop.training.selection import Row
 
 
 @dataclass(frozen=True)
@@ -40,18 +36,12 @@ class OnlineDPOTrainer(OnPolicyTrainer[PairExperience]):
     together = 2
     config: OnlineDPOConfig
 
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        reference: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        rewards: RewardSum,
-        prompts: Sequence[Row],
-        config: OnlineDPOConfig,
-        **options: Any,
-    ) -> None:
-        options |= {"controller": FixedKL(config.beta), "group_size": 2}
-        super().__init__(policy, reference, tokenizer, rewards, prompts, config, **options)
+    @property
+    def group_size(self) -> int:
+        return 2
+
+    def make_controller(self) -> FixedKL:
+        return FixedKL(self.config.beta)
 
     @torch.no_grad()
     def collect(self, step: int) -> tuple[PairExperience, dict[str, float]]:

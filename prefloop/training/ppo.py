@@ -25,7 +25,7 @@ from prefloop.objectives.ppo import (
 from prefloop.rewards.sources import RewardSum
 from prefloop.training.experience import Experience, as_batch, rollout_figures
 from prefloop.training.loop import Part
-from prefloop.training.on_policy import OnPolicyTrainer, kl_controller
+from prefloop.training.on_policy import OnPolicyTrainer
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.selection import Row
 
@@ -62,7 +62,6 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         config: PPOConfig,
         **options: Any,
     ) -> None:
-        options["controller"] = kl_controller(config)
         super().__init__(policy, reference, tokenizer, rewards, prompts, config, **options)
         self.critic = critic
         self.shared = critic.trunk is None

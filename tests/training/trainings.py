@@ -28,10 +28,10 @@ from prefloop.models.reward_model import RewardModel
 from prefloop.rewards.sources import LearnedReward, MissingEnd, Overlong, RewardSum
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
-from prefloop.training.experience import Experience
+from prefloop.training.experience import Experience, Learning
 from prefloop.training.groups import GroupTrainer, GRPOTrainer, ReinforceTrainer, RLOOTrainer
 from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
-from prefloop.training.on_policy import Learning, OnPolicyTrainer
+from prefloop.training.on_policy import OnPolicyTrainer
 from prefloop.training.online_dpo import OnlineDPOTrainer
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.recorder import Recorder
