@@ -60,16 +60,3 @@ def token_weights(mask: Tensor, *, normaliser: str, rows: int, tokens: int, leng
             (len(mask), 1), 1.0 / (max(rows, 1) * length), dtype=torch.float64, device=mask.device
         )
     return weights * mask
-
-
-def overlong_penalty(lengths: Tensor, *, limit: int, cache: int) -> Tensor:
-    """0 up to limit - cache tokens, then down in a line to -1 at `limit` and beyond (Yu et al. 2025, eq. 13).
-
-    Args:
-        lengths: (B,) tokens a completion.
-        limit: L_max. cache: L_cache, over which the penalty grows (tokens).
-
-    Returns:
-        (B,) float32.
-    """
-    return ((limit - cache - lengths.float()) / cache).clamp(-1.0, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefloop.errors import TrainingError
 from prefloop.models.reward_model import RewardModel
-from prefloop.objectives.grpo import overlong_penalty
+from prefloop.objectives.overlong import overlong_penalty
 
 
 class RewardSource(Protocol):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from prefloop.objectives.best_of_n import best_of, kl_bound
 from prefloop.objectives.dpo import dpo_loss
-from prefloop.objectives.grpo import all_equal, group_advantages, overlong_penalty, token_weights
+from prefloop.objectives.grpo import all_equal, group_advantages, token_weights
 from prefloop.objectives.kl import ScheduledKL, token_penalties
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.online_dpo import preference
+from prefloop.objectives.overlong import overlong_penalty
 from prefloop.objectives.ppo import policy_loss, token_rewards
 from prefloop.objectives.reinforce_pp import returns_to_go, whitened
 from prefloop.objectives.rloo import leave_one_out_advantages

@@ -22,7 +22,8 @@ def assert_same_bytes(one: Weights, other: Weights) -> None:
     assert not different
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+# The other on-policy ones are stopped at every update below.
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name == "ppo" or name not in ON_POLICY])
 def test_a_training_stopped_at_random_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> None:
     train = TRAININGS[name]
     undisturbed = StopAfter()
