@@ -1,4 +1,4 @@
-"""A soft punishment of long completions, beside the reward: Yu et al. 2025 (arXiv 2503.14476), section 3.4."""
+"""A soft punishment of long completions: Yu et al. 2025 (arXiv 2503.14476), section 3.4."""
 
 from __future__ import annotations
 
