@@ -4,8 +4,8 @@
 
 The objectives of prefloop, run in expectation over all responses in float64, against where each must come to
 rest: pi* = pi_ref exp(r / beta) / Z for those with the KL in the reward, and the fixed points derived in
-docs/optimum.md for the others. Prints the KL (nats) from where a method ended to there, beside that from where
-it started; exits with 1 if one is above 0.02.
+docs/optimum.md for the others. Prints the KL (nats) from where a method ended to there, and from where it
+started; exits with 1 if one is above 0.02.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from prefloop.objectives.grpo import EPSILON, group_advantages
-from prefloop.objectives.rloo import leave_one_out_advantages
 from torch import Tensor
 
 from benchmarks.toy.descent import minimise
@@ -40,7 +38,9 @@ from benchmarks.toy.on_policy import groups_of_two, online_dpo, ppo, reinforce
 from benchmarks.toy.tree import Tree, divergence, make_tree, random_table, rewards
 from prefloop.objectives import best_of_n
 from prefloop.objectives.dpo import dpo_loss, robust_dpo_loss
+from prefloop.objectives.grpo import EPSILON, group_advantages
 from prefloop.objectives.ipo import ipo_loss
+from prefloop.objectives.rloo import leave_one_out_advantages
 
 LIMIT = 0.02
 BETAS = (0.3, 1.0)

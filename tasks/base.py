@@ -48,7 +48,7 @@ def make(stage: Stage[BaseConfig], bench: Workbench) -> None:
     every = max(len(blocks) // 32, 2)
     held, fit = blocks[::every], [block for i, block in enumerate(blocks) if i % every]
     stage.say(f"{model.num_parameters():,} parameters, {sum(map(len, blocks)):,} tokens of text")
-    pretrain(
+    outcome = pretrain(
         model,
         tokenizer,
         fit,
@@ -70,6 +70,7 @@ def make(stage: Stage[BaseConfig], bench: Workbench) -> None:
             "tokens": sum(map(len, blocks)),
             "vocabulary": len(tokenizer),
             "held_out_loss": loss,
+            **outcome,
         }
     )
 

@@ -64,3 +64,15 @@ class StopAfter(Silent):
 
     def stop_requested(self) -> bool:
         return bool(self.rows) and self.rows[-1]["step"] == self.steps
+
+
+class StopAtCall(StopAfter):
+    """Asks the training to end when it asks for the `call`-th time, wherever it stands then."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.call = call
+
+    def stop_requested(self) -> bool:
+        self.call -= 1
+        return self.call == 0

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from prefloop.objectives.grpo import token_weights
-from prefloop.objectives.reinforce_pp import returns_to_go
 from torch import Tensor, nn
 
 from benchmarks.toy.descent import follow
 from benchmarks.toy.direct import Pairs, expected_pair_loss
 from benchmarks.toy.tree import Tree
 from prefloop.objectives.dpo import dpo_loss
+from prefloop.objectives.grpo import token_weights
 from prefloop.objectives.kl import token_penalties
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.ppo import generalised_advantages, policy_loss, token_rewards, value_loss
+from prefloop.objectives.reinforce_pp import returns_to_go
 
 STEPS, RATE, CLIP, UPDATES = 600, 0.05, 0.2, 2
 

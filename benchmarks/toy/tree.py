@@ -71,7 +71,7 @@ def random_table(tree: Tree, seed: int, spread: float = 0.7) -> Tensor:
 
 
 def rewards(tree: Tree) -> dict[str, Tensor]:
-    """Three rewards of different nature, (N,) float64 each, that pull far from the reference at a beta of 1."""
+    """Three rewards of different nature, (N,) float64 each, that pull far even at a beta of 1."""
     generator = torch.Generator().manual_seed(7)
     noise = torch.randn(len(tree.tokens), generator=generator, dtype=torch.float64)
     ended = (torch.where(tree.mask, tree.tokens, torch.ones_like(tree.tokens)) == END).any(dim=-1)

@@ -11,17 +11,22 @@ from prefloop.config.base import BaseConfig
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.dpo import DPOConfig
 from prefloop.config.evaluate import EvaluateConfig
+from prefloop.config.grpo import GRPOConfig
 from prefloop.config.ingest import IngestConfig
 from prefloop.config.judge import JudgeConfig
 from prefloop.config.kto import KTOConfig
+from prefloop.config.online_dpo import OnlineDPOConfig
 from prefloop.config.orpo import ORPOConfig
 from prefloop.config.parse import parse
 from prefloop.config.policies import check_policies
 from prefloop.config.ppo import PPOConfig
 from prefloop.config.promote import PromoteConfig
 from prefloop.config.read import read_yaml
+from prefloop.config.reinforce import ReinforceConfig
+from prefloop.config.rejection import RejectionConfig
 from prefloop.config.report import ReportConfig
 from prefloop.config.reward import RewardConfig
+from prefloop.config.rloo import RLOOConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.config.simpo import SimPOConfig
 from prefloop.config.tracking import TrackingConfig
@@ -34,8 +39,16 @@ METHODS: dict[str, type[Any]] = {
     "kto": KTOConfig,
     "orpo": ORPOConfig,
     "simpo": SimPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
+    "reinforce": ReinforceConfig,
+    "online_dpo": OnlineDPOConfig,
+    "rejection": RejectionConfig,
 }
 """Method -> type of its section. A run trains the policies that `policies` lists under it."""
+
+SAMPLING = ("ppo", "grpo", "rloo", "reinforce", "online_dpo", "rejection", "evaluate")
+"""Sections that say how completions are sampled."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,11 @@ class Params:
     kto: KTOConfig = field(default_factory=KTOConfig)
     orpo: ORPOConfig = field(default_factory=ORPOConfig)
     simpo: SimPOConfig = field(default_factory=SimPOConfig)
+    grpo: GRPOConfig = field(default_factory=lambda: GRPOConfig(steps=1))
+    rloo: RLOOConfig = field(default_factory=lambda: RLOOConfig(steps=1))
+    reinforce: ReinforceConfig = field(default_factory=lambda: ReinforceConfig(steps=1))
+    online_dpo: OnlineDPOConfig = field(default_factory=lambda: OnlineDPOConfig(steps=1))
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)
@@ -77,7 +95,7 @@ class Params:
             raise ValueError(
                 "judge.kind is reward_model, but ingest.judge_share is 0: it would have no comparisons"
             )
-        longest = {"ppo": self.ppo.sampling, "evaluate": self.evaluate.sampling}
+        longest = {name: getattr(self, name).sampling for name in SAMPLING}
         for name, sampling in longest.items():
             if not self.base.model and sampling.max_new_tokens >= self.base.architecture.context:
                 raise ValueError(

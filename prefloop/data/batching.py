@@ -43,7 +43,7 @@ class Batch:
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, cut to the longest of them."""
         index = list(index)
-        width = int(self.attention_mask[index].sum(dim=-1).max())
+        width = int(self.attention_mask[index].sum(dim=-1).max()) if index else self.input_ids.shape[1]
         return Batch(
             self.input_ids[index, :width], self.attention_mask[index, :width], self.wanted[index, :width]
         )

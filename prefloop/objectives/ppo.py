@@ -7,15 +7,14 @@ token included, which stand together: what comes before (the prompt) and after (
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prefloop.objectives.kl import LOG_RATIO_LIMIT
 from prefloop.objectives.masked import masked_mean
-
-# exp() of a log-ratio beyond this overflows or says nothing; clamped before exp.
-LOG_RATIO_LIMIT = 20.0
 
 
 def token_rewards(scores: Tensor, policy: Tensor, reference: Tensor, mask: Tensor, *, beta: float) -> Tensor:
@@ -71,20 +70,28 @@ class PolicyTerms:
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_range: float, dual_clip: float = 0.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float = 0.0,
 ) -> PolicyTerms:
     """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) for each token (Schulman et al. 2017, eq. 7).
 
     Args:
         logprobs, old_logprobs: (B, T) float, of the sampled tokens now and when they were sampled.
         advantages: (B, T) float.
-        clip_range: eps.
+        clip_range: eps; 0 leaves the ratio as it is.
+        clip_range_high: an eps of its own for ratios above 1 (Yu et al. 2025, eq. 10); None: the same.
         dual_clip: c > 1 bounds the loss of a negative advantage at -c A (Ye et al. 2020, eq. 5); 0: off.
     """
     delta = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = delta.exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = -advantages * ratio.clamp(1 - clip_range if clip_range else 0.0, 1 + high if high else math.inf)
     loss = torch.maximum(plain, clipped)
     if dual_clip:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)

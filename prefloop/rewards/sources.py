@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from prefloop.errors import TrainingError
 from prefloop.models.reward_model import RewardModel
+from prefloop.objectives.overlong import overlong_penalty
 
 
 class RewardSource(Protocol):
@@ -38,24 +40,64 @@ class MissingEnd:
         return torch.tensor([0.0 if flag else -1.0 for flag in ended])
 
 
+@runtime_checkable
+class LengthSource(Protocol):
+    """Scores completions by their lengths (tokens, the end token included) alone: (B,) float32."""
+
+    def score_lengths(self, lengths: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """The soft punishment of Yu et al. 2025 (eq. 13): from 0 at `limit` - `cache` tokens to -1 at `limit`."""
+
+    limit: int
+    cache: int
+
+    def score_lengths(self, lengths: Tensor) -> Tensor:
+        return overlong_penalty(lengths, limit=self.limit, cache=self.cache)
+
+
 @dataclass(frozen=True)
 class RewardSum:
     """Weighted sources.
 
     Attributes:
         sources: name -> (weight, source).
+        unended: the whole score of a completion that the length limit cut; None leaves it its own.
     """
 
-    sources: Mapping[str, tuple[float, RewardSource]]
+    sources: Mapping[str, tuple[float, RewardSource | LengthSource]]
+    unended: float | None = None
 
     def score(
-        self, prompts: Sequence[Any], completions: Sequence[str], ended: Sequence[bool]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The sum, (B,) float32, and each source's mean before its weight."""
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[str],
+        ended: Sequence[bool],
+        lengths: Sequence[int] = (),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, (B,) float32, and each source's scores before its weight, (B,) each.
+
+        Args:
+            lengths: of the completions (tokens, the end token included), for sources that look at them.
+
+        Raises:
+            TrainingError: a source gave a NaN or infinite score.
+        """
         total = torch.zeros(len(completions))
-        means: dict[str, float] = {}
+        parts: dict[str, Tensor] = {}
         for name, (weight, source) in self.sources.items():
-            scores = source.score(prompts, completions, ended)
-            total = total + weight * scores
-            means[name] = float(scores.mean())
-        return total, means
+            if isinstance(source, LengthSource):
+                part = source.score_lengths(torch.tensor(lengths))
+            else:
+                part = source.score(prompts, completions, ended)
+            if not bool(torch.isfinite(part).all()):
+                raise TrainingError(
+                    f"the reward source {name} gave a NaN or infinite score", "mend it, or leave it out"
+                )
+            parts[name] = part
+            total = total + weight * part
+        if self.unended is not None:
+            total = torch.where(torch.tensor(list(ended)), total, torch.full_like(total, self.unended))
+        return total, parts

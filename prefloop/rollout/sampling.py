@@ -32,6 +32,11 @@ class Rollouts:
     texts: list[str] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each completion."""
+        return [len(ids) for ids in self.completion_ids]
+
     def extend(self, other: Rollouts) -> None:
         self.prompt_ids += other.prompt_ids
         self.completion_ids += other.completion_ids

@@ -30,9 +30,13 @@ class Checkpoints:
         """True when the last one is old enough."""
         return time.monotonic() - self._last >= self.every_seconds
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes the checkpoint of `step` and removes all but the two newest."""
-        target = self.folder / f"checkpoint-{step:08d}"
+    def save(self, step: int, state: dict[str, Any], part: int = 0) -> Path:
+        """Writes the checkpoint of `step` and removes all but the two newest.
+
+        Args:
+            step: whole steps done. part: above 0, a place within the next step; greater ones are newer.
+        """
+        target = self.folder / (f"checkpoint-{step:08d}" + (f"-{part:06d}" if part else ""))
         with atomic_folder(target) as draft:
             torch.save(state, draft / "state.pt")
             write_json(draft / "checkpoint.json", {"step": step, "sha256": sha256_file(draft / "state.pt")})

@@ -20,12 +20,10 @@ from prefloop.training.reward import fit_reward_model
 from tests import tiny
 from tests.tiny import StopAfter
 from tests.training import trainings
-from tests.training.trainings import SMOOTH, TRAININGS, ppo_trainer
+from tests.training.trainings import SMOOTH, TRAININGS, learn, ppo_trainer
 
 
-@pytest.mark.parametrize(
-    "name", ["base", "sft", "sft_packed", "reward", "dpo", "kto", "orpo", "simpo", "ppo", "ppo_shared"]
-)
+@pytest.mark.parametrize("name", [name for name in TRAININGS if not name.endswith("_with_adapter")])
 def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) -> None:
     steps = {"steps": 2, "batch_size": 8, **SMOOTH}
     whole, parts = StopAfter(), StopAfter()
@@ -173,7 +171,7 @@ def test_the_first_ppo_update_sees_the_policy_that_sampled(tmp_path: Path) -> No
     assert figures["objective/kl"] == pytest.approx(0, abs=1e-4)
     # A zero value head predicts 0: with lambda 1 and gamma 1 every token's advantage would be the score.
     assert experience.values.abs().sum().item() == 0
-    learnt = trainer.learn(experience, 0)
+    learnt = learn(trainer, experience, 0)
     assert learnt["approx_kl"] == pytest.approx(0, abs=1e-6)
     assert learnt["clip_fraction"] == 0
 
@@ -182,18 +180,18 @@ def test_only_the_critic_learns_while_it_warms_up(tmp_path: Path) -> None:
     for critic in ("separate", "shared"):
         trainer = ppo_trainer(tmp_path / critic, critic=critic, critic_warmup_steps=1)
         policy, head = trainings.weights(trainer.policy), trainer.critic.head.weight.detach().clone()
-        trainer.learn(trainer.collect(0)[0], 0)
+        learn(trainer, trainer.collect(0)[0], 0)
         after = trainings.weights(trainer.policy)
         assert all(torch.equal(policy[name], after[name]) for name in policy)
         assert not torch.equal(head, trainer.critic.head.weight.detach())
-        trainer.learn(trainer.collect(1)[0], 1)
+        learn(trainer, trainer.collect(1)[0], 1)
         moved = trainings.weights(trainer.policy)
         assert any(not torch.equal(policy[name], moved[name]) for name in policy)
 
 
 def test_a_kl_limit_ends_the_inner_epochs(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path / "ppo", inner_epochs=4, minibatches=1, kl_stop=1e-9)
-    figures = trainer.learn(trainer.collect(0)[0], 0)
+    figures = learn(trainer, trainer.collect(0)[0], 0)
     assert figures["updates"] == 2  # the first update has no KL yet
 
 
@@ -208,8 +206,8 @@ def test_the_best_weights_within_the_kl_budget_are_kept(tmp_path: Path) -> None:
     ]
     within = [look for look in looks if look[0]]
     best = max(within, key=lambda look: look[1]) if within else min(looks, key=lambda look: look[2])
-    assert trainer.best["step"] == best[3]
-    kept = trainer.best["policy"]
+    assert trainer.selection.best["step"] == best[3]
+    kept = trainer.selection.best["policy"]
     assert all(torch.equal(p.detach(), kept[n]) for n, p in trainer.policy.named_parameters())
     held = {row["prompt"] for row in trainer.held_out}
     assert len(trainer.held_out) == 4

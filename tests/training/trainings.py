@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,15 @@ from transformers import PreTrainedModel
 
 from prefloop.config.direct import PairwiseConfig
 from prefloop.config.dpo import DPOConfig
+from prefloop.config.grpo import GRPOConfig
 from prefloop.config.kto import KTOConfig
+from prefloop.config.online_dpo import OnlineDPOConfig
 from prefloop.config.orpo import ORPOConfig
 from prefloop.config.ppo import PPOConfig
+from prefloop.config.reinforce import ReinforceConfig
+from prefloop.config.rejection import RejectionConfig
 from prefloop.config.reward import RewardConfig
+from prefloop.config.rloo import RLOOConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.config.simpo import SimPOConfig
@@ -25,16 +30,21 @@ from prefloop.data.unpaired import Unpaired
 from prefloop.models.adapters import attach, reference_of
 from prefloop.models.critic import make_critic
 from prefloop.models.reward_model import RewardModel
-from prefloop.rewards.sources import LearnedReward, MissingEnd, RewardSum
+from prefloop.rewards.sources import LearnedReward, MissingEnd, Overlong, RewardSum
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.direct import Run, encode_comparisons
 from prefloop.training.dpo import fit_dpo
+from prefloop.training.experience import Experience, Learning
+from prefloop.training.groups import GroupTrainer, GRPOTrainer, ReinforceTrainer, RLOOTrainer
 from prefloop.training.kto import encode_unpaired, fit_kto, kto_reference, training_steps
 from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
+from prefloop.training.on_policy import OnPolicyTrainer
+from prefloop.training.online_dpo import OnlineDPOTrainer
 from prefloop.training.orpo import fit_orpo
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.recorder import Recorder
 from prefloop.training.reference import reference_logprobs
+from prefloop.training.rejection import RejectionTrainer
 from prefloop.training.reward import encode_rankings, fit_reward_model
 from prefloop.training.simpo import fit_simpo
 from tests import tiny
@@ -174,40 +184,82 @@ def simpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16,
     return _pairwise(fit_simpo, SimPOConfig(**{**DIRECT, **changes}), folder, recorder, every, width)
 
 
-def ppo_trainer(folder: Path, width: int = 16, **changes: Any) -> PPOTrainer:
-    config = PPOConfig(
-        **{
-            "batch_size": 8,
-            "steps": 5,
-            "learning_rate": 3e-3,
-            "sampling": SamplingConfig(max_new_tokens=8),
-            "max_length": 48,
-            "select_every": 2,
-            "select_prompts": 4,
-            "select_kl": 100.0,
-            **changes,
-        }
-    )
+class SaysBlue:
+    """1 for a completion with a "b" in it, 0 otherwise: a reward by rule, equal for many."""
+
+    def score(self, prompts: Sequence[Any], completions: Sequence[str], ended: Sequence[bool]) -> Tensor:
+        return torch.tensor([float("b" in text) for text in completions])
+
+
+SIZES: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": 5,
+    "learning_rate": 3e-3,
+    "sampling": SamplingConfig(max_new_tokens=8),
+    "max_length": 48,
+}
+REWARD_MODELS: dict[int, RewardModel] = {}
+"""By width; nothing trains them."""
+LOOKS = {"select_every": 2, "select_prompts": 4, "select_kl": 100.0}
+
+
+def materials(config: TrainingConfig, folder: Path, width: int = 16) -> dict[str, Any]:
+    """Arguments that every on-policy trainer takes, and the model and reward model they were made of."""
     tokens = tiny.tokenizer()
-    reward_model = RewardModel.create(
-        tiny.saved(folder.parent / f"trunk-{width}", width=width), seed=1
-    ).eval()
+    if width not in REWARD_MODELS:
+        trunk = tiny.saved(folder.parent / f"trunk-{width}", width=width)
+        REWARD_MODELS[width] = RewardModel.create(trunk, seed=1).eval()
+    reward_model = REWARD_MODELS[width]
     model = tiny.model(tokens, width=width)
-    critic = make_critic(config, model, reward_model, tokens)
-    policy = attach(model, config.lora, seed=0)
     rows, _ = encode_demonstrations(DEMONSTRATIONS, tokens, 48)
     sources = {"reward_model": (1.0, LearnedReward(reward_model)), "missing_eos": (1.0, MissingEnd())}
-    return PPOTrainer(
-        policy,
-        reference_of(policy),
-        critic,
-        tokens,
-        RewardSum(sources),
-        PROMPTS,
-        config,
-        seed=0,
-        demonstrations=rows,
-    )
+    return {
+        "model": model,
+        "reward_model": reward_model,
+        "tokenizer": tokens,
+        "rewards": RewardSum(sources),
+        "prompts": PROMPTS,
+        "config": config,
+        "seed": 0,
+        "demonstrations": rows,
+    }
+
+
+def with_policy(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with policy and reference in the model's place."""
+    policy = attach(given.pop("model"), given["config"].lora, seed=0)
+    del given["reward_model"]
+    return {"policy": policy, "reference": reference_of(policy), **given}
+
+
+def ppo_trainer(folder: Path, width: int = 16, **changes: Any) -> PPOTrainer:
+    given = materials(config := PPOConfig(**{**SIZES, **LOOKS, **changes}), folder, width)
+    critic = make_critic(config, given["model"], given["reward_model"], given["tokenizer"])
+    return PPOTrainer(critic=critic, **with_policy(given))
+
+
+def group_trainer(
+    method: str, folder: Path, width: int = 16, rewards: RewardSum | None = None, **changes: Any
+) -> GroupTrainer:
+    config_of, trainer_of = METHODS[method]
+    config = config_of(**{**SIZES, **LOOKS, "group_size": 4, **changes})
+    given = with_policy(materials(config, folder, width))
+    return trainer_of(**{**given, "rewards": rewards or given["rewards"]})
+
+
+METHODS: dict[str, tuple[Callable[..., Any], Callable[..., GroupTrainer]]] = {
+    "grpo": (GRPOConfig, GRPOTrainer),
+    "rloo": (RLOOConfig, RLOOTrainer),
+    "reinforce": (ReinforceConfig, ReinforceTrainer),
+}
+
+
+def learn(trainer: OnPolicyTrainer[Any], experience: Experience, step: int) -> dict[str, float]:
+    """All updates on one rollout batch; their figures."""
+    learning = Learning(experience, {})
+    while not learning.finished:
+        trainer.advance(learning, step)
+    return learning.means()
 
 
 def ppo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
@@ -220,21 +272,79 @@ def ppo_shared(folder: Path, recorder: Recorder, every: float = 1e9, **changes: 
     return ppo(folder, recorder, every, critic="shared", kl_control="adaptive", ptx_coef=0.5, **changes)
 
 
-TRAININGS: dict[str, Callable[..., Weights]] = {
-    f.__name__: f
-    for f in (
-        base,
-        sft,
-        sft_packed,
-        sft_with_adapter,
-        reward,
-        dpo,
-        dpo_with_adapter,
-        kto,
-        kto_with_adapter,
-        orpo,
-        simpo,
-        ppo,
-        ppo_shared,
+def _group(
+    method: str, folder: Path, recorder: Recorder, every: float, width: int, **changes: Any
+) -> Weights:
+    trainer = group_trainer(method, folder, width, **changes)
+    trainer.train(Checkpoints(folder, every), recorder)
+    return weights(trainer.policy)
+
+
+def grpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    return _group("grpo", folder, recorder, every, width, **{"kl_control": "adaptive", **changes})
+
+
+DAPO: dict[str, Any] = {
+    "dynamic_sampling": True,
+    "resample_limit": 1,
+    "clip_range_high": 0.28,
+    "normaliser": "tokens",
+    "kl_coef": 0.0,
+    "rewards": RewardSum({"rule": (1.0, SaysBlue()), "overlong": (0.1, Overlong(8, 4))}),
+}
+"""Yu et al. 2025, on a reward that many completions share."""
+
+
+def dapo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    return _group("grpo", folder, recorder, every, width, **{**DAPO, **changes})
+
+
+def rloo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+    schedule = {"kl_control": "schedule", "kl_final": 0.3, "ptx_coef": 0.1}
+    return _group("rloo", folder, recorder, every, width, **{**schedule, **changes})
+
+
+def reinforce(
+    folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any
+) -> Weights:
+    return _group("reinforce", folder, recorder, every, width, **{"group_size": 1, **changes})
+
+
+def online_dpo_trainer(folder: Path, width: int = 16, **changes: Any) -> OnlineDPOTrainer:
+    config = OnlineDPOConfig(**{**SIZES, **LOOKS, **changes})
+    return OnlineDPOTrainer(**with_policy(materials(config, folder, width)))
+
+
+def online_dpo(
+    folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any
+) -> Weights:
+    trainer = online_dpo_trainer(folder, width, **{"labels": "sampled", **changes})
+    trainer.train(Checkpoints(folder, every), recorder)
+    return weights(trainer.policy)
+
+
+def rejection_trainer(folder: Path, width: int = 16, **changes: Any) -> RejectionTrainer:
+    sizes = {**SIZES, "steps": 0, "group_size": 3, "rounds": 2}
+    given = materials(RejectionConfig(**{**sizes, **changes}), folder, width)
+    return RejectionTrainer(
+        given["model"], given["tokenizer"], given["rewards"], given["prompts"], given["config"], seed=0
     )
+
+
+def rejection(
+    folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any
+) -> Weights:
+    trainer = rejection_trainer(folder, width, **changes)
+    trainer.train(Checkpoints(folder, every), recorder)
+    return weights(trainer.policy)
+
+
+ON_POLICY: dict[str, Callable[..., Weights]] = {
+    f.__name__: f for f in (ppo, ppo_shared, grpo, dapo, rloo, reinforce, online_dpo)
+}
+"""Those that learn from what they sample, in inner epochs over each batch."""
+TRAININGS: dict[str, Callable[..., Weights]] = {
+    **{f.__name__: f for f in (base, sft, sft_packed, sft_with_adapter, reward)},
+    **{f.__name__: f for f in (dpo, dpo_with_adapter, kto, kto_with_adapter, orpo, simpo, rejection)},
+    **ON_POLICY,
 }

@@ -1,0 +1,75 @@
+"""Forward passes over padded rollouts: in groups of similar length that a micro-batch bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefloop.data.batching import Batch, chunks, length_groups
+from prefloop.models.forward import precision_context, token_logprobs
+
+FORWARD_ROWS = 128
+"""Rows of a forward pass without gradient, where `micro_batch_size` sets no limit."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How rollouts go through a model.
+
+    Attributes:
+        device: "cpu" or "cuda". precision: "fp32" or "bf16".
+        temperature: logits are divided by it, as when the tokens were sampled.
+        micro_batch_size: units a pass at most; 0 sets no limit.
+        together: rows of a unit, which stand side by side and enter the same pass (2 for pairs).
+    """
+
+    device: str
+    precision: str
+    temperature: float
+    micro_batch_size: int
+    together: int = 1
+
+    def logprobs(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        *,
+        hidden: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the wanted tokens, (B, T) each; see `token_logprobs`."""
+        with precision_context(self.precision, self.device):
+            return token_logprobs(
+                model,
+                batch.input_ids,
+                batch.attention_mask,
+                batch.wanted,
+                temperature=self.temperature,
+                with_entropy=with_entropy,
+                hidden=hidden,
+            )
+
+    def groups(self, batch: Batch, rows: Sequence[int], limit: int = 0) -> list[list[int]]:
+        """Rows for one forward pass each: at most a micro-batch (or `limit` units), of similar length."""
+        lengths = batch.attention_mask.sum(dim=-1).tolist()
+        units = [rows[start : start + self.together] for start in range(0, len(rows), self.together)]
+        longest = [max(lengths[i] for i in unit) for unit in units]
+        return [
+            [i for n in group for i in units[micro[n]]]
+            for micro in chunks(range(len(units)), self.micro_batch_size or limit)
+            for group in length_groups([longest[u] for u in micro], self.device)
+        ]
+
+    def in_groups(self, batch: Batch, compute: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group."""
+        results: list[Tensor] = []
+        for group in self.groups(batch, range(len(batch.input_ids)), FORWARD_ROWS):
+            part = batch.rows(group)
+            parts = compute(part)
+            results = results or [x.new_zeros(batch.input_ids.shape) for x in parts]
+            for result, x in zip(results, parts, strict=True):
+                result[group, : x.shape[1]] = x
+        return tuple(results)

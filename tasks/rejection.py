@@ -1,0 +1,43 @@
+"""The stage rejection: the SFT policy learns from the best of its own completions."""
+
+from __future__ import annotations
+
+from prefloop.config.rejection import RejectionConfig
+from prefloop.models.adapters import attach
+from prefloop.training.rejection import RejectionTrainer
+from tasks.support.policy_fitting import gather, write_policy
+from tasks.support.policy_stage import open_policy
+
+
+def main() -> None:
+    """Writes models/POLICY."""
+    with open_policy("rejection", RejectionConfig) as stage:
+        given = gather(stage)
+        policy = attach(given.model, given.config.lora, seed=stage.seed)
+        trainer = RejectionTrainer(
+            policy,
+            given.tokenizer,
+            given.rewards,
+            given.prompts,
+            given.config,
+            seed=stage.seed,
+            precision=given.bench.environment.precision,
+        )
+        count, size = len(given.prompts), given.config.group_size
+        stage.say(
+            f"the best of {size} completions of each of {count:,} prompts, {given.config.rounds} rounds"
+        )
+        outcome = trainer.train(given.bench.checkpoints, stage.recorder)
+        write_policy(
+            stage,
+            policy,
+            given.tokenizer,
+            "The SFT policy, tuned on the best of its own completions.",
+            f"{count:,} prompts, the best of {size} completions each",
+        )
+        rounds = {str(number + 1): kept.figures for number, kept in sorted(trainer.rounds.items())}
+        stage.metrics({"prompts": count, "rounds": rounds, **outcome})
+
+
+if __name__ == "__main__":
+    main()
