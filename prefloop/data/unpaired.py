@@ -30,7 +30,8 @@ def unpaired(rows: Iterable[dict[str, Any]]) -> tuple[list[Unpaired], int]:
 
     Of a comparison, completions ranked above its mean rank are desirable and those below it undesirable: of
     a pair the chosen and the rejected one. Left out are those at the mean (the middle one of three, ties
-    alone), both of a pair whose raters are evenly split, and rows that were skipped or found both bad.
+    alone), both of a pair whose raters are evenly split, and rows that were skipped or found both bad. Other
+    soft labels count as plain ones.
     """
     kept: list[Unpaired] = []
     unused = 0

@@ -273,7 +273,6 @@ def step_point(
     sums = [
         completion_logprobs(model, tokenizer, [mismatched[i] for i in group], precision)[0]
         for group in chunks(range(len(mismatched)), micro_batch_size)
-        if group
     ]
     model.train(training)
     together = torch.cat(sums) if sums else torch.zeros(0, device=model.device)

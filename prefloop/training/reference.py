@@ -61,9 +61,8 @@ def row_logprobs(
     result = torch.zeros(len(rows))
     with reference_mode(model):
         for group in chunks(order, 128):
-            if group:
-                sums, _ = completion_logprobs(model, tokenizer, [rows[i] for i in group], precision)
-                result[list(group)] = sums.cpu()
+            sums, _ = completion_logprobs(model, tokenizer, [rows[i] for i in group], precision)
+            result[list(group)] = sums.cpu()
     if file is not None:
         with atomic_file(file, "wb") as handle:
             handle.write(save({"reference": result}, {"sha256": _digest(result)}))
