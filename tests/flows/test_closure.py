@@ -103,8 +103,10 @@ def test_dvc_yaml_lists_each_stages_code(name: str) -> None:
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("prefloop/objectives/dpo.py", {"dpo"}),
-        ("prefloop/objectives/ppo.py", {"ppo"}),
+        ("prefloop/objectives/dpo.py", {"dpo", "online_dpo"}),
+        ("prefloop/objectives/ppo.py", {"ppo", "grpo", "rloo", "reinforce"}),
+        ("prefloop/objectives/kto.py", {"kto"}),
+        ("prefloop/training/ppo.py", {"ppo"}),
         ("prefloop/objectives/bradley_terry.py", {"reward", "judge"}),
     ],
 )

@@ -43,7 +43,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def parameters(folder: Path, **dpo: object) -> None:
     sections = {"compute": {"device": "cpu", "threads": 1, "precision": "fp32"}}
-    values = {"seed": 0, **sections, **dict.fromkeys(STAGES, SMALL), "dpo": {**SMALL, **dpo}}
+    policies = {name: {name: dpo if name == "dpo" else {}} for name in STAGES}
+    values = {"seed": 0, **sections, **dict.fromkeys(STAGES, SMALL), "policies": policies}
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -56,7 +57,7 @@ def test_each_stage_writes_a_model_and_only_documented_figures(workspace: Path) 
         importlib.import_module(f"tasks.{stage}").main()
         loaded = AutoModelForCausalLM.from_pretrained(workspace / "models" / stage)
         assert loaded.config.model_type == "llama"
-        figures = read_json(workspace / "metrics" / f"{stage}.json")
+        figures = read_json(workspace / "metrics" / "policies" / f"{stage}.json")
         held = figures.pop("held_out")
         assert held["chosen_logprob"] < 0 < held["loss"]
         header, *lines = (workspace / "plots" / f"{stage}.csv").read_text(encoding="utf-8").splitlines()
@@ -64,8 +65,8 @@ def test_each_stage_writes_a_model_and_only_documented_figures(workspace: Path) 
         page = documented(stage)
         for name in {*figures, *held, *header.split(",")} - {"step"}:
             assert f"`{name}`" in page, f"docs/{stage}.md does not define {name}"
-    counts = read_json(workspace / "metrics" / "kto.json")
-    pairs = read_json(workspace / "metrics" / "dpo.json")["pairs"]
+    counts = read_json(workspace / "metrics" / "policies" / "kto.json")
+    pairs = read_json(workspace / "metrics" / "policies" / "dpo.json")["pairs"]
     assert (counts["desirable"], counts["undesirable"]) == (pairs, pairs)
     assert "The base model, tuned by ORPO." in (workspace / "models/orpo/README.md").read_text()
 

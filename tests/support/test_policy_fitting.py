@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFLOOP_TRACKING", "off")
+    monkeypatch.setattr(sys, "argv", ["stage"])
     monkeypatch.chdir(tmp_path)
     params = {
         "seed": 0,
         "compute": {"device": "cpu", "precision": "fp32", "threads": 1},
+        "policies": {name: {name: {}} for name in SECTIONS},
         **{name: {**SECTION, **own} for name, own in SECTIONS.items()},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -69,7 +72,7 @@ def test_a_stage_writes_its_model_and_figures(stage: str, workspace: Path) -> No
     after = load_file(workspace / "models" / stage / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not bool((before[name] == after[name]).all()) for name in before)
-    figures = read_json(workspace / "metrics" / f"{stage}.json")
+    figures = read_json(workspace / "metrics" / "policies" / f"{stage}.json")
     if stage == "rejection":
         assert figures["prompts"] == 24
         assert figures["rounds"]["1"]["kl_bound"] > 0
@@ -79,7 +82,7 @@ def test_a_stage_writes_its_model_and_figures(stage: str, workspace: Path) -> No
         assert figures["score"] == pytest.approx(figures["score"])
     curve = (workspace / "plots" / f"{stage}.csv").read_text(encoding="utf-8").splitlines()
     assert len(curve) == 3
-    assert json.loads((workspace / "runs" / f"{stage}.json").read_text())["stage"] == stage
+    assert json.loads((workspace / "runs" / f"{stage}.json").read_text())["stage"] == f"{stage}@{stage}"
 
 
 def test_the_sources_are_those_the_section_asks_for(tmp_path: Path) -> None:
