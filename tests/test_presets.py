@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefloop.config.params import parse_params
+from prefloop.config.params import METHODS, parse_params
 from prefloop.config.read import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,5 +55,13 @@ def test_nothing_trains_on_longer_sequences_than_the_model_takes(name: str) -> N
     params = parse_params(with_preset(name))
     if params.base.model:
         return
-    for section in (params.base, params.sft, params.reward, params.judge, params.ppo, params.dpo):
-        assert section.max_length <= params.base.architecture.context
+    for name in ("base", "sft", "reward", "judge", *METHODS):
+        assert getattr(params, name).max_length <= params.base.architecture.context
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_no_method_keeps_a_rate_of_the_embedded_model(name: str) -> None:
+    ours, preset = read_yaml(ROOT / "params.yaml"), with_preset(name)
+    for method in METHODS:
+        assert preset[method]["learning_rate"] <= ours[method]["learning_rate"] / 3
+        assert preset[method]["max_length"] >= 1024
