@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefloop.config.params import METHODS, parse_params
+from prefloop.config.policies import overlaid
 from prefloop.config.read import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,16 +20,8 @@ HUB = {
 }
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
-    return result
-
-
 def with_preset(name: str) -> dict[str, Any]:
-    return merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "presets" / f"{name}.yaml"))
+    return overlaid(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "presets" / f"{name}.yaml"))
 
 
 def test_the_promised_presets_are_there() -> None:

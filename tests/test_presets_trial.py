@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefloop.config.params import parse_params
+from prefloop.config.policies import overlaid
 from prefloop.config.read import read_yaml
 from prefloop.models.creating import train_tokenizer
 
@@ -102,7 +103,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_preset_trains_every_stage(name: str, workspace: Path) -> None:
     model_type, chat_template = ARCHITECTURES[name]
     tiny_model(model_type, chat_template, workspace / "hub" / "model")
-    values = merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "presets" / f"{name}.yaml"))
+    values = overlaid(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "presets" / f"{name}.yaml"))
     parse_params(shrunk(values))
     (workspace / "params.yaml").write_text(yaml.safe_dump(shrunk(values)), encoding="utf-8")
     for stage in STAGES:
@@ -118,14 +119,6 @@ def test_a_preset_trains_every_stage(name: str, workspace: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(workspace / "models" / policy)
         assert loaded.config.model_type == model_type
         assert not list((workspace / "models" / policy).glob("adapter*")), "adapters are merged"
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def documented_metrics(stage: str) -> set[str]:
