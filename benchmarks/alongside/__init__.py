@@ -1,0 +1,1 @@
+"""The library and a peer trained side by side: rows, material, either side, the table."""
