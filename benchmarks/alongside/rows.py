@@ -174,8 +174,8 @@ GROUPS = (
         "rloo, 2 updates a batch",
         "rloo",
         differs="all",
-        why="docs/rloo.md: ratios of tokens, TRL's are of completions, and here they have left 1; by default a "
-        "batch is used once, as in the paper",
+        why="docs/rloo.md: ratios of tokens, TRL's are of completions, and here they have left 1; by default "
+        "a batch is used once, as in the paper",
         scale=SCALE,
     ),
 )

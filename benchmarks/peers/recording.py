@@ -66,7 +66,7 @@ def sequences_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
     Args:
         ids: (T,) int64.
         mask: (T,) bool, True on real tokens; or (1, T, T) bool, True where query may look at key, of a row
-            whose sequences share a beginning, the row's: what the last token of each looks at is that sequence.
+            whose sequences share its beginning: what the last token of each looks at is that sequence.
     """
     if mask.ndim == 1:
         return [ids[mask].tolist()]
