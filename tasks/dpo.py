@@ -8,7 +8,7 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.models.adapters import attach
 from prefloop.training.dpo import fit_dpo, held_out_figures
 from prefloop.training.reference import reference_logprobs, weights_hash
-from tasks.support.direct_fitting import comparisons, finish, start
+from tasks.support.direct_fitting import comparisons, finish, start, watched
 from tasks.support.policy_stage import open_policy
 
 COMPARISONS = Path("data/validated/preferences.jsonl")
@@ -27,10 +27,12 @@ def main() -> None:
             for part in (rows.fitted, rows.held)
         )
         policy = attach(model, config.lora, seed=stage.seed)
-        outcome = fit_dpo(policy, tokenizer, rows.fitted, reference, config, **begun.run)
+        looks = watched(stage, begun, policy)
+        outcome = fit_dpo(policy, tokenizer, rows.fitted, reference, config, observer=looks, **begun.run)
         figures = held_out_figures(policy, tokenizer, rows.held, held_reference, config, precision)
         what = "The SFT policy, tuned by DPO."
-        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures, **outcome})
+        found = {**rows.counts, "held_out": figures, **outcome}
+        finish(stage, policy, tokenizer, what, rows.about, found, looks)
 
 
 if __name__ == "__main__":

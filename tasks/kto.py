@@ -16,7 +16,7 @@ from prefloop.training.kto import (
     training_steps,
 )
 from prefloop.training.reference import weights_hash
-from tasks.support.direct_fitting import cut_figures, finish, said, start
+from tasks.support.direct_fitting import cut_figures, finish, said, start, watched
 from tasks.support.policy_stage import open_policy
 
 PREFERENCES = Path("data/validated/preferences.jsonl")
@@ -42,7 +42,8 @@ def main() -> None:
             for part, of in ((rows, steps), (held, held_steps))
         )
         policy = attach(model, config.lora, seed=stage.seed)
-        outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.run)
+        looks = watched(stage, begun, policy)
+        outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, observer=looks, **begun.run)
         figures = held_out_figures(policy, tokenizer, held, held_steps, held_reference, config, precision)
         counts = {"desirable": desirable, "undesirable": len(rows) - desirable, "unused": unused}
         finish(
@@ -52,6 +53,7 @@ def main() -> None:
             "The SFT policy, tuned by KTO.",
             about,
             {**counts, **cut_figures(cut), "held_out": figures, **outcome},
+            looks,
         )
 
 

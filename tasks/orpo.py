@@ -7,7 +7,7 @@ from pathlib import Path
 from prefloop.config.orpo import ORPOConfig
 from prefloop.models.adapters import attach
 from prefloop.training.orpo import fit_orpo, held_out_figures
-from tasks.support.direct_fitting import comparisons, finish, start
+from tasks.support.direct_fitting import comparisons, finish, start, watched
 from tasks.support.policy_stage import open_policy
 
 COMPARISONS = Path("data/validated/preferences.jsonl")
@@ -20,10 +20,12 @@ def main() -> None:
         tokenizer, config = begun.tokenizer, begun.config
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
-        outcome = fit_orpo(policy, tokenizer, rows.fitted, config, **begun.run)
+        looks = watched(stage, begun, policy)
+        outcome = fit_orpo(policy, tokenizer, rows.fitted, config, observer=looks, **begun.run)
         figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
         what = f"The {'SFT policy' if config.start == 'sft' else 'base model'}, tuned by ORPO."
-        finish(stage, policy, tokenizer, what, rows.about, {**rows.counts, "held_out": figures, **outcome})
+        found = {**rows.counts, "held_out": figures, **outcome}
+        finish(stage, policy, tokenizer, what, rows.about, found, looks)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def main() -> None:
             rules=rules,
             evaluation=evaluation,
             answers=answers,
+            looks=read_present(METRICS, {"looks": "looks.json"}).get("looks", {}),
             curves={
                 name: curve
                 for name in trainings

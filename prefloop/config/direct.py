@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefloop.config.looks import LooksConfig
 from prefloop.config.parse import at_least, between
-from prefloop.config.training import TrainingConfig
+from prefloop.config.rollout import SamplingConfig
 
 
 @dataclass(frozen=True)
-class DirectConfig(TrainingConfig):
+class DirectConfig(LooksConfig):
     """A policy fitted to preferences without a reward model.
 
     Attributes:
         holdout: share of prompts kept apart to measure the loss on, chosen by a hash of the prompt.
+        look_tokens: longest answer of a look (tokens, the end token included), below `max_length`; 0 takes
+            half of that.
     """
 
     holdout: float = 0.1
+    look_tokens: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         between("holdout", self.holdout, 0, 0.5)
+        at_least("look_tokens", self.look_tokens, 0)
+
+    @property
+    def look_sampling(self) -> SamplingConfig:
+        """How the policy answers when it is looked at: from its whole distribution, at temperature 1."""
+        return SamplingConfig(min(self.look_tokens or self.max_length // 2, self.max_length - 1))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefloop.config.looks import LooksConfig
 from prefloop.config.parse import at_least
 from prefloop.config.scoring import ScoringConfig
 
 
 @dataclass(frozen=True)
-class RejectionConfig(ScoringConfig):
+class RejectionConfig(ScoringConfig, LooksConfig):
     """Section `rejection`; `batch_size` counts kept completions, `epochs` and `steps` are a round's.
+    `look_prompts` are kept from the rollouts whether there are looks or not.
 
     Attributes:
         group_size: n, completions a prompt of which the best is kept.

@@ -22,6 +22,7 @@ class Material:
         rules: the limits of promotion.
         evaluation: metrics/evaluate.json.
         answers: policy -> rows of reports/samples/POLICY.jsonl.
+        looks: metrics/looks.json; empty where nothing was looked at.
         curves: stage -> rows of plots/STAGE.csv, each with "step".
         ingest: metrics/ingest.json.
         validation: kind -> metrics/validate-KIND.json.
@@ -37,6 +38,7 @@ class Material:
     rules: PromoteConfig
     evaluation: Mapping[str, Any]
     answers: Mapping[str, Sequence[Mapping[str, Any]]]
+    looks: Mapping[str, Any]
     curves: Mapping[str, Curve]
     ingest: Mapping[str, Any]
     validation: Mapping[str, Mapping[str, Any]]

@@ -20,6 +20,7 @@ from prefloop.report.conversations import choose
 from prefloop.report.curves import stage_curves
 from prefloop.report.data import kinds_of_rows, sources_table
 from prefloop.report.formats import percent, signed
+from prefloop.report.looks import look_charts
 from prefloop.report.material import Material
 
 _TEMPLATES: Final = Path(__file__).parent
@@ -59,6 +60,7 @@ def _view(material: Material) -> dict[str, Any]:
         "overview": overview_charts(evaluation, colours),
         "kinds": kinds_table(evaluation),
         "kl": kl_chart(evaluation, material.curves, colours, material.rules.max_kl),
+        "looks": look_charts(material.looks, colours),
         "findings": findings(evaluation, material.rules),
         "groups": groups,
         "focus": focus,

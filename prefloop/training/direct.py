@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from prefloop.errors import DataError
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.loop import Part, train
+from prefloop.training.loop import Observer, Part, train
 from prefloop.training.recorder import Recorder
 
 
@@ -220,12 +220,14 @@ class Run(TypedDict):
 
     Attributes:
         seed: of all noise. precision: "fp32" or "bf16". checkpoints, recorder: where state and figures go.
+        observer: looks at the policy now and then.
     """
 
     seed: int
     precision: str
     checkpoints: Checkpoints
     recorder: Recorder
+    observer: NotRequired[Observer]
 
 
 PairsPart = Callable[[PolicyPairs, Sequence[int], int], Part]
@@ -271,6 +273,7 @@ def fit_comparisons(
         checkpoints=run["checkpoints"],
         recorder=run["recorder"],
         what=what,
+        observer=run.get("observer"),
     )
 
 

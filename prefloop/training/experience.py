@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from prefloop.data.batching import Batch, pad
+from prefloop.data.batching import Batch
 from prefloop.objectives.masked import masked_mean, masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Rollouts, Sampler
@@ -68,12 +68,6 @@ class Collector:
         rollouts = self.sampler.sample(asked, (*self.key, step), rows)
         scores, parts = self.rewards.score(asked, rollouts.texts, rollouts.ended, rollouts.lengths)
         return Scored([i for i, _ in rows], rollouts, scores, parts)
-
-
-def as_batch(rollouts: Rollouts, pad_id: int) -> Batch:
-    """Prompt and completion end to end, padded on the right; wanted are the completions' tokens."""
-    pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
-    return pad([p + c for p, c in pairs], [[False] * len(p) + [True] * len(c) for p, c in pairs], pad_id)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.ppo import policy_loss, token_rewards
 from prefloop.objectives.reinforce_pp import returns_to_go, whitened
 from prefloop.objectives.rloo import leave_one_out_advantages
-from prefloop.training.experience import Experience, Scored, as_batch, rollout_figures
+from prefloop.training.experience import Experience, Scored, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import permutation
 from prefloop.training.on_policy import OnPolicyTrainer
+from prefloop.training.passes import as_batch
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ def fit_kto(
         checkpoints=run["checkpoints"],
         recorder=run["recorder"],
         what="kto",
+        observer=run.get("observer"),
     )
 
 

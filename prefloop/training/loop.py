@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -37,6 +37,22 @@ Parts = Callable[[int, int], Iterable[Part]]
 for so that only one graph is held at a time. Everything random in it is keyed by the step."""
 
 
+class Observer(Protocol):
+    """Looks at the module between two steps, and leaves it and its training as they were."""
+
+    def due(self, step: int, total: int) -> bool:
+        """True after the 1-based steps, of `total`, that it wants to see."""
+
+    def look(self, step: int) -> Mapping[str, float]:
+        """Figures of the step, to be logged with it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen so far: plain containers and tensors, for a checkpoint."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+
+
 def train(
     module: PreTrainedModel,
     config: TrainingConfig,
@@ -47,6 +63,7 @@ def train(
     checkpoints: Checkpoints,
     recorder: Recorder,
     what: str,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Trains `module` in place for `total` optimiser steps, from the last checkpoint if there is one.
 
@@ -58,6 +75,7 @@ def train(
         key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from it
             and the step, so that a resumed training draws the same.
         what: the training's name for messages.
+        observer: looks at the module now and then.
 
     Returns:
         Figures for the stage's metrics: `{"out_of_memory": {"micro_batch_size": n}}` if memory ran out, else
@@ -75,6 +93,8 @@ def train(
         load_trainable(module, state["module"], what)
         optimisation.load_state_dict(state["optimiser"])
         micro.load_state_dict(state["micro_batches"])
+        if observer is not None:
+            observer.load_state_dict(state["observer"])
     recorder.resume(start)
     save_memory(module, config)
     module.train()
@@ -91,6 +111,8 @@ def train(
         check_finite(norm, what, step + 1)
         if micro.reduced:
             figures["micro_batch_size"] = float(micro.size)
+        if observer is not None and observer.due(step + 1, total):
+            figures.update(observer.look(step + 1))
         recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
         stop = recorder.stop_requested()
         if stop or (checkpoints.due() and step + 1 < total):
@@ -98,6 +120,7 @@ def train(
                 "module": trainable_state(module),
                 "optimiser": optimisation.state_dict(),
                 "micro_batches": micro.state_dict(),
+                **({} if observer is None else {"observer": observer.state_dict()}),
             }
             recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
         if stop:

@@ -21,12 +21,13 @@ from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
 from prefloop.training.experience import Collector, Experience, Learning
+from prefloop.training.looks import Row
 from prefloop.training.loop import Part, check_finite
 from prefloop.training.noise import permutation
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.passes import Passes
 from prefloop.training.recorder import Recorder
-from prefloop.training.selection import Row, Selection, hold_out
+from prefloop.training.selection import Selection, hold_out
 
 E = TypeVar("E", bound=Experience)
 CONSTANT_LIMIT = 3
@@ -247,6 +248,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             "controller": self.controller.state_dict(),
             "constant": self.constant,
             "best": self.selection.best,
+            "looks": self.selection.looks,
         }
         for name, (module, optimisation) in self.trained().items():
             state[name] = {"weights": trainable_state(module), "optimiser": optimisation.state_dict()}
@@ -260,7 +262,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             optimisation.load_state_dict(state[name]["optimiser"])
         self.controller.load_state_dict(state["controller"])
         self.constant = state["constant"]
-        self.selection.best = state["best"]
+        self.selection.best, self.selection.looks = state["best"], list(state["looks"])
         if "learning" not in state:
             return None
         kept = state["learning"]

@@ -13,10 +13,11 @@ from prefloop.objectives.dpo import dpo_loss
 from prefloop.objectives.kl import FixedKL
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.online_dpo import preference
-from prefloop.training.experience import Experience, as_batch, rollout_figures
+from prefloop.training.experience import Experience, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import uniforms
 from prefloop.training.on_policy import OnPolicyTrainer
+from prefloop.training.passes import as_batch
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefloop.data.batching import Batch, chunks, length_groups
+from prefloop.data.batching import Batch, chunks, length_groups, pad
 from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.rollout.sampling import Rollouts
 
 FORWARD_ROWS = 128
 """Rows of a forward pass without gradient, where `micro_batch_size` sets no limit."""
+
+
+def as_batch(rollouts: Rollouts, pad_id: int) -> Batch:
+    """Prompt and completion end to end, padded on the right; wanted are the completions' tokens."""
+    pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
+    return pad([p + c for p, c in pairs], [[False] * len(p) + [True] * len(c) for p, c in pairs], pad_id)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from prefloop.objectives.ppo import (
     value_loss,
 )
 from prefloop.rewards.sources import RewardSum
-from prefloop.training.experience import Experience, as_batch, rollout_figures
+from prefloop.training.experience import Experience, rollout_figures
+from prefloop.training.looks import Row
 from prefloop.training.loop import Part
 from prefloop.training.on_policy import OnPolicyTrainer
 from prefloop.training.optimisation import Optimisation, save_memory
-from prefloop.training.selection import Row
+from prefloop.training.passes import as_batch
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.experience import Collector
 from prefloop.training.language_model import TokenRows
-from prefloop.training.loop import Part, train
+from prefloop.training.looks import Row
+from prefloop.training.loop import Observer, Part, train
 from prefloop.training.recorder import Recorder
-from prefloop.training.selection import Row
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class RejectionTrainer:
         self.per_round = steps_in(len(prompts), config.batch_size, config.epochs, config.steps)
         self.rounds: dict[int, Round] = {}
 
-    def train(self, checkpoints: Checkpoints, recorder: Recorder) -> dict[str, Any]:
+    def train(
+        self, checkpoints: Checkpoints, recorder: Recorder, observer: Observer | None = None
+    ) -> dict[str, Any]:
         """Runs `config.rounds` rounds, from the last checkpoint if there is one.
 
         Returns:
@@ -100,6 +102,7 @@ class RejectionTrainer:
             checkpoints=checkpoints,
             recorder=recorder,
             what="rejection",
+            observer=observer,
         )
         for number in range(self.config.rounds):  # a resumed training has not seen those before
             self._open(number, checkpoints)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,18 +14,15 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import load_trainable, trainable_state
-from prefloop.training.experience import as_batch
-from prefloop.training.noise import Key, permutation
-from prefloop.training.passes import Passes
-
-Row = Mapping[str, Any]
+from prefloop.training.looks import LOOKS, Row, apart, look_rows, passes_mark
+from prefloop.training.noise import Key
+from prefloop.training.passes import Passes, as_batch
 
 
 def hold_out(prompts: Sequence[Row], config: OnPolicyConfig, key: Key) -> tuple[list[Row], list[Row]]:
     """Prompts to sample from, and those held out (at most a quarter; none without a KL budget)."""
     held = min(config.select_prompts, len(prompts) // 4) if config.select_kl else 0
-    shuffled = permutation((*key, "held out"), len(prompts))
-    return [prompts[i] for i in sorted(shuffled[held:])], [prompts[i] for i in sorted(shuffled[:held])]
+    return apart(prompts, held, (*key, "held out"))
 
 
 class Selection:
@@ -38,6 +35,7 @@ class Selection:
 
     Attributes:
         best: step, score, kl and weights of the best look so far; empty before the first.
+        looks: rows of a few looks, evenly spread; see `prefloop.training.looks.look_rows`.
     """
 
     def __init__(
@@ -53,8 +51,9 @@ class Selection:
     ) -> None:
         self.policy, self.reference, self.sampler = policy, reference, sampler
         self.rewards, self.passes, self.config, self.key = rewards, passes, config, key
-        self.prompts = [row["prompt"] for row in held_out]
+        self.held_out, self.prompts = held_out, [row["prompt"] for row in held_out]
         self.best: dict[str, Any] = {}
+        self.looks: list[dict[str, Any]] = []
 
     def due(self, step: int) -> bool:
         """True after the 1-based steps that look: every `select_every`, and the last."""
@@ -65,7 +64,8 @@ class Selection:
     def look(self, step: int) -> dict[str, float]:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
-        rollouts = self.sampler.sample(self.prompts, (*self.key, "select"))
+        noise = [(*self.key, "select", i) for i in range(len(self.prompts))]
+        rollouts = self.sampler.sample(self.prompts, (), noise)
         scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
         pad_id = int(self.sampler.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
@@ -76,6 +76,9 @@ class Selection:
             )
         kl = float(masked_sum(own - reference, batch.wanted).sum()) / len(self.prompts)
         mean = float(scores.mean())
+        if passes_mark(step, self.config.steps, LOOKS, self.config.select_every):
+            summed = masked_sum(own, batch.wanted)
+            self.looks += look_rows(step, self.held_out, rollouts, summed, noise, self.sampler.config)
         # Within the budget the higher score wins; while nothing is within it, the lower KL.
         rank = [1.0, mean] if kl <= self.config.select_kl else [0.0, -kl]
         if not self.best or rank > self.best["rank"]:

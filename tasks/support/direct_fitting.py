@@ -17,6 +17,8 @@ from prefloop.models.adapters import merge
 from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
 from prefloop.training.direct import Cut, EncodedComparison, Run, encode_comparisons
+from prefloop.training.looks import Looks, apart
+from tasks.support.looks import PROMPTS, write_looks
 from tasks.support.stage import Stage
 from tasks.support.training import card, prepare, within_context
 from tasks.support.workspace import state_folder
@@ -69,6 +71,28 @@ def start(stage: Stage[C], preferences: Path, policy: str) -> Start[C]:
     return Start(model, tokenizer, config, rows, held, run, state_folder() / "reference")
 
 
+def watched(stage: Stage[C], begun: Start[C], policy: PreTrainedModel) -> Looks:
+    """What looks at the policy on its way: at prompts for reinforcement learning, which none is fitted to.
+
+    All these stages are looked at on the same prompts, with the same noise.
+    """
+    config = begun.config
+    prompts: list[dict[str, Any]] = []
+    if config.looks:
+        stage.dataset("prompts", PROMPTS)
+        prompts = list(read_jsonl(PROMPTS))
+    return Looks(
+        policy,
+        begun.tokenizer,
+        apart(prompts, config.look_prompts, (stage.seed, "looks"))[1],
+        config.look_sampling,
+        config.looks,
+        seed=stage.seed,
+        precision=begun.precision,
+        micro_batch_size=config.micro_batch_size,
+    )
+
+
 @dataclass(frozen=True)
 class Comparisons:
     """Rows as pairs: those to fit, those held out, and what the metrics and the model's card say of them."""
@@ -108,8 +132,10 @@ def finish(
     what: str,
     data: str,
     figures: Mapping[str, Any],
+    looks: Looks,
 ) -> None:
-    """Writes models/POLICY and its figures."""
+    """Writes models/POLICY, its figures, and what it answered on its way."""
+    write_looks(stage, looks.rows)
     with stage.output(Path("models") / stage.part) as folder:
         save_model(merge(policy), tokenizer, folder, card(stage, what, [data]))
     stage.metrics(figures)

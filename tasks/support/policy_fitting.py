@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,10 +27,10 @@ from prefloop.rewards.sources import (
 )
 from prefloop.training.language_model import encode_demonstrations
 from prefloop.training.on_policy import OnPolicyTrainer
+from tasks.support.looks import PROMPTS, write_looks
 from tasks.support.stage import Stage
 from tasks.support.training import Workbench, card, prepare, within_context
 
-PROMPTS = Path("data/validated/prompts.jsonl")
 DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
 C = TypeVar("C", bound=ScoringConfig)
 P = TypeVar("P", bound=OnPolicyConfig)
@@ -123,13 +123,19 @@ def improve(
     sampled, held = len(trainer.prompts), len(trainer.held_out)
     stage.say(f"{sampled:,} prompts to sample, {held:,} held out to choose the checkpoint")
     trainer.train(materials.bench.checkpoints, stage.recorder)
-    write_policy(stage, policy, tokenizer, what, f"{sampled:,} prompts")
+    write_policy(stage, policy, tokenizer, what, f"{sampled:,} prompts", trainer.selection.looks)
     stage.metrics({"prompts": sampled, "held_out": held, **trainer.selection.figures()})
 
 
 def write_policy(
-    stage: Stage[Any], policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str, data: str
+    stage: Stage[Any],
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    what: str,
+    data: str,
+    looks: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Writes models/POLICY, adapters merged."""
+    """Writes models/POLICY, adapters merged, and what it answered on its way."""
+    write_looks(stage, looks)
     with stage.output(f"models/{stage.part}") as folder:
         save_model(merge(policy), tokenizer, folder, card(stage, what, [data]))

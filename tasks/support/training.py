@@ -18,9 +18,9 @@ from prefloop.training.environment import Environment, apply
 from tasks.support.flatten import flatten
 from tasks.support.stage import Stage
 
-# How a training is laid out on the machine. The weights are the same up to rounding, often to the bit: the
-# card then must not differ either, or all that follows from the model would run again.
-_LAYOUT = ("threads", "micro_batch_size", "gradient_checkpointing")
+# How a training is laid out on the machine, and how it is watched. The weights are the same up to rounding,
+# often to the bit: the card then must not differ either, or all that follows from the model would run again.
+_LAYOUT = ("threads", "micro_batch_size", "gradient_checkpointing", "looks", "look_tokens")
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

@@ -15,6 +15,7 @@ from prefloop.evaluation.promotion import decide
 from prefloop.evaluation.summary import summarise, summarise_oracle
 from prefloop.report.charts import Interval, interval_chart, thin
 from prefloop.report.conversations import choose
+from prefloop.report.looks import look_charts, spread
 from prefloop.report.material import Material
 from prefloop.report.page import flat, render
 from prefloop.report.svg import Scale, element, short
@@ -65,6 +66,28 @@ def policy(name: str, judge: list[float], *, gold: bool = True, text: str = "fin
     )  # fmt: skip
 
 
+def looks_of(steps: dict[int, tuple[float, float, float]], *, gold: bool = True) -> dict:
+    """A policy's part of metrics/looks.json, from (KL, judge's gain, reward model's gain) by step."""
+
+    def estimate(mean: float) -> dict:
+        return {"mean": mean, "ci95": [mean - 0.1, mean + 0.1], "n": 8}
+
+    start = {"n": 8, "gold": estimate(1.0) if gold else None}
+    start |= {"judge_score": estimate(1.0), "reward": estimate(0.0)}
+    looks = {
+        str(step): {
+            **start, "step": step, "kl": kl, "kl_ci95": [kl - 0.1, kl + 0.1],
+            "judge_gain": estimate(judge), "reward_gain": estimate(reward),
+        }
+        for step, (kl, judge, reward) in steps.items()
+    }  # fmt: skip
+    return {"sft": start, "looks": looks}
+
+
+HACKED = {2: (0.5, 0.4, 0.6), 10: (3.0, -0.2, 1.9), 4: (1.5, 0.6, 1.2)}
+STEADY = {1: (0.4, 0.3, 0.2), 2: (0.9, 0.5, 0.4)}
+
+
 def material(
     *, gold: bool = True, text: str = "fine", title: str = "a run", only: tuple[str, ...] = ()
 ) -> Material:
@@ -84,6 +107,10 @@ def material(
     rules = PromoteConfig()
     return Material(
         title=title, seed=3, samples=8, rules=rules, evaluation=evaluation, answers=rows,
+        looks={
+            "judge": "gold" if gold else "reward_model",
+            "policies": {"ppo": looks_of(HACKED, gold=gold), "dpo": looks_of(STEADY, gold=gold)},
+        },
         curves={"ppo": [{"step": s, "score": 0.1 * s, "objective/kl": 0.05 * s} for s in (1.0, 2.0, 3.0)]},
         ingest={"sources": {"world": {"preferences": {"in": 9, "used": 8, "invalid": 1}}}},
         validation={
@@ -118,6 +145,7 @@ def test_tells_the_figures_the_decision_and_the_data():
     assert "exact maximum 4.00" in text
     assert f"{run.evaluation['policies']['ppo']['gold']['mean']:.2f}" in text
     assert "Gap closed" in text
+    assert {"Gold against KL", "Reward model against KL"} <= set(read(render(run)).text)
 
 
 def test_without_a_gold_judge_the_judge_is_named_and_gold_is_left_out():
@@ -125,7 +153,8 @@ def test_without_a_gold_judge_the_judge_is_named_and_gold_is_left_out():
     assert "A reward model fitted on other prompts" in text
     assert "Gold score" not in text
     assert "Gap closed" not in text
-    assert "Judge's score" in text
+    assert "Judge's score against KL" in text
+    assert "Gold against KL" not in text
 
 
 def test_reference_policies_alone_still_make_a_page():
@@ -139,10 +168,11 @@ def test_equal_runs_give_equal_bytes():
 
 def test_a_run_without_curves_data_or_samples_still_makes_a_page():
     bare = dataclasses.replace(
-        material(), curves={}, ingest={}, validation={}, stages={}, settings={}, samples=0
+        material(), looks={}, curves={}, ingest={}, validation={}, stages={}, settings={}, samples=0
     )
     text = " ".join(read(render(bare)).text)
     assert "No stage logged a curve" in text
+    assert "No policy was looked at" in text
 
 
 def test_good_and_bad_conversations_by_their_rules():
@@ -201,6 +231,37 @@ class TestCharts:
         centres = [float(v) for k, v in parts.attributes if k == "cx" and v]
         assert len(centres) == 2
         assert centres[0] < centres[1]
+
+    def test_a_policys_way_starts_at_sft_and_goes_through_its_looks_in_order(self):
+        looks = {"judge": "gold", "policies": {"ppo": looks_of(HACKED), "dpo": looks_of(STEADY)}}
+        (title, _, judged), (other, _, optimised) = look_charts(looks, {"ppo": "c2", "dpo": "c3"})
+        assert (title, other) == ("Gold against KL", "Reward model against KL")
+        lines = {}
+        for name, chart in (("judge", judged), ("reward", optimised)):
+            parts = Reader()
+            parts.feed(f"<div>{chart}</div>")
+            assert {"ppo", "dpo", "sft"} <= set(parts.text)
+            assert any("ppo at step 10: 3.00 nats" in text for text in parts.text)
+            paths = [value for key, value in parts.attributes if key == "points" and value]
+            ways = [[tuple(map(float, p.split(","))) for p in path.split()] for path in paths]
+            # Before the leaders to the labels come the ways: SFT and three looks, SFT and two.
+            assert [len(way) for way in ways[:2]] == [4, 3]
+            lines[name] = ways[:2]
+        for ppo, dpo in lines.values():
+            assert ppo[0] == dpo[0], "both start at SFT"
+            across = [x for x, _ in ppo]
+            assert across == sorted(across), "steps 2, 4, 10 go outwards"
+            shares = [(x - across[0]) / (across[-1] - across[0]) for x in across]
+            assert shares == pytest.approx([0, 0.5 / 3, 0.5, 1], abs=1e-4)  # KL 0, 0.5, 1.5, 3
+        judge, reward = ([y for _, y in lines[name][0]] for name in ("judge", "reward"))
+        assert judge[3] > judge[0] > judge[1] > judge[2], "up, up, and at last below SFT (pixels grow down)"
+        assert reward == sorted(reward, reverse=True), "while the reward model sees nothing but gains"
+
+    def test_labels_are_spread_in_their_order_and_stay_inside(self):
+        assert spread([50.0, 120.0], 10, 200) == [50.0, 120.0]
+        assert spread([60.0, 58.0, 61.0], 10, 200) == [72.0, 58.0, 86.0]
+        assert spread([199.0, 198.0], 10, 200) == [200.0, 186.0]
+        assert spread([], 10, 200) == []
 
     @pytest.mark.parametrize(
         ("value", "text"),

@@ -11,12 +11,19 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from prefloop.files import read_json
+from prefloop.files import read_json, read_jsonl
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("dpo", "kto", "orpo", "simpo")
-SMALL = {"steps": 2, "batch_size": 8, "max_length": 48, "learning_rate": 3e-3, "holdout": 0.3}
+SMALL = {
+    "steps": 2,
+    "batch_size": 8,
+    "max_length": 48,
+    "learning_rate": 3e-3,
+    "holdout": 0.3,
+    "look_prompts": 4,
+}
 
 
 @pytest.fixture
@@ -36,6 +43,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     folder = tmp_path / "data" / "validated"
     folder.mkdir(parents=True)
+    prompts = [{"id": str(n), "prompt": f"Is the mug {n} blue?"} for n in range(6)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     importlib.import_module("tasks.environment").main()
     return tmp_path
@@ -53,6 +62,7 @@ def documented(stage: str) -> str:
 
 
 def test_each_stage_writes_a_model_and_only_documented_figures(workspace: Path) -> None:
+    asked: list[list[str]] = []
     for stage in STAGES:
         importlib.import_module(f"tasks.{stage}").main()
         loaded = AutoModelForCausalLM.from_pretrained(workspace / "models" / stage)
@@ -65,6 +75,10 @@ def test_each_stage_writes_a_model_and_only_documented_figures(workspace: Path) 
         page = documented(stage)
         for name in {*figures, *held, *header.split(",")} - {"step"}:
             assert f"`{name}`" in page, f"docs/{stage}.md does not define {name}"
+        rows = list(read_jsonl(workspace / "reports" / "looks" / f"{stage}.jsonl"))
+        assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+        asked.append([row["id"] for row in rows])
+    assert all(ids == asked[0] for ids in asked), "all are looked at alike"
     counts = read_json(workspace / "metrics" / "policies" / "kto.json")
     pairs = read_json(workspace / "metrics" / "policies" / "dpo.json")["pairs"]
     assert (counts["desirable"], counts["undesirable"]) == (pairs, pairs)
@@ -80,3 +94,18 @@ def test_variants_of_dpo_share_the_reference(workspace: Path) -> None:
     main()
     again = {file: file.stat().st_mtime_ns for file in (workspace / ".prefloop" / "reference").iterdir()}
     assert again == kept
+
+
+def test_looks_change_neither_the_model_nor_its_card(workspace: Path) -> None:
+    main = importlib.import_module("tasks.dpo").main
+
+    def model() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in sorted((workspace / "models" / "dpo").iterdir())}
+
+    main()
+    watched = model()
+    parameters(workspace, looks=0)
+    (workspace / "data" / "validated" / "prompts.jsonl").unlink()
+    main()
+    assert model() == watched
+    assert (workspace / "reports" / "looks" / "dpo.jsonl").read_bytes() == b""

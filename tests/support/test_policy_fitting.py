@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.scoring import ScoringConfig
-from prefloop.files import read_json, write_json, write_jsonl
+from prefloop.files import read_json, read_jsonl, write_json, write_jsonl
 from prefloop.models.reward_model import RewardModel
 from prefloop.rewards.sources import RewardSum
 from prefloop.training.environment import resolve
@@ -74,12 +74,14 @@ def test_a_stage_writes_its_model_and_figures(stage: str, workspace: Path) -> No
     assert any(not bool((before[name] == after[name]).all()) for name in before)
     figures = read_json(workspace / "metrics" / "policies" / f"{stage}.json")
     if stage == "rejection":
-        assert figures["prompts"] == 24
+        assert (figures["prompts"], figures["held_out"]) == (18, 6)
         assert figures["rounds"]["1"]["kl_bound"] > 0
     else:
         assert (figures["prompts"], figures["held_out"]) == (20, 4)
         assert figures["chosen_step"] in (1, 2)
         assert figures["score"] == pytest.approx(figures["score"])
+    rows = list(read_jsonl(workspace / "reports" / "looks" / f"{stage}.jsonl"))
+    assert [row["step"] for row in rows] == [1] * figures["held_out"] + [2] * figures["held_out"]
     curve = (workspace / "plots" / f"{stage}.csv").read_text(encoding="utf-8").splitlines()
     assert len(curve) == 3
     assert json.loads((workspace / "runs" / f"{stage}.json").read_text())["stage"] == f"{stage}@{stage}"

@@ -38,6 +38,7 @@ from prefloop.training.experience import Experience, Learning
 from prefloop.training.groups import GroupTrainer, GRPOTrainer, ReinforceTrainer, RLOOTrainer
 from prefloop.training.kto import encode_unpaired, fit_kto, kto_reference, training_steps
 from prefloop.training.language_model import encode_demonstrations, finetune, pack_documents, pretrain
+from prefloop.training.looks import Looks
 from prefloop.training.on_policy import OnPolicyTrainer
 from prefloop.training.online_dpo import OnlineDPOTrainer
 from prefloop.training.orpo import fit_orpo
@@ -135,12 +136,26 @@ def _run(folder: Path, recorder: Recorder, every: float) -> Run:
     return Run(seed=0, precision="fp32", checkpoints=Checkpoints(folder, every), recorder=recorder)
 
 
-def dpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+def dpo(
+    folder: Path,
+    recorder: Recorder,
+    every: float = 1e9,
+    width: int = 16,
+    seen: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Weights:
+    """Looks at the policy where `seen`, which takes the looks' rows, is given."""
     config = DPOConfig(**{**DIRECT, **changes})
     model, tokens = _policy(config, width=width)
     comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
     reference = reference_logprobs(model, tokens, comparisons, "fp32")
-    fit_dpo(model, tokens, comparisons, reference, config, **_run(folder, recorder, every))
+    run = _run(folder, recorder, every)
+    looks = Looks(model, tokens, PROMPTS[:3], SamplingConfig(max_new_tokens=6), config.looks, seed=0)
+    if seen is not None:
+        run["observer"] = looks
+    fit_dpo(model, tokens, comparisons, reference, config, **run)
+    if seen is not None:
+        seen += looks.rows
     return weights(model)
 
 
@@ -262,9 +277,19 @@ def learn(trainer: OnPolicyTrainer[Any], experience: Experience, step: int) -> d
     return learning.means()
 
 
-def ppo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
+def ppo(
+    folder: Path,
+    recorder: Recorder,
+    every: float = 1e9,
+    width: int = 16,
+    seen: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Weights:
+    """`seen` takes the rows of its looks."""
     trainer = ppo_trainer(folder, width, **changes)
     trainer.train(Checkpoints(folder, every), recorder)
+    if seen is not None:
+        seen += trainer.selection.looks
     return weights(trainer.policy, trainer.critic)
 
 
