@@ -61,6 +61,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         return _value(next(a for a in arguments if a is not type(None)), value, where)
     if origin is typing.Literal:
+        if isinstance(value, bool) and ("on" if value else "off") in arguments:
+            return "on" if value else "off"  # what YAML 1.1 makes of a bare on or off
         if value not in arguments:
             close = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.5)
             hint_text = f"did you mean {close[0]}?" if close else f"one of: {', '.join(map(str, arguments))}"

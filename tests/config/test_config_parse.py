@@ -14,6 +14,7 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.config.parse import parse
 from prefloop.config.ppo import PPOConfig
 from prefloop.config.read import read_section, read_seed, read_yaml
+from prefloop.config.reward import RewardConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import ConfigError
@@ -178,3 +179,11 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Any) -> None
     file.write_text("seed: 0\nppo:\n  steps: 1\n  sampling: {temperature: 1.0, temperature: 0.5}\n")
     with pytest.raises(ConfigError, match=r"line 4: the key 'temperature' stands twice"):
         read_yaml(file)
+
+
+def test_a_bare_on_or_off_is_the_word() -> None:
+    for text, meant in (("off", "off"), ('"off"', "off"), ("on", "on"), ("auto", "auto")):
+        values = yaml.safe_load(f"share_prompt: {text}")
+        assert parse(RewardConfig, values, "reward").share_prompt == meant
+    with pytest.raises(ConfigError, match=r"sft\.train_on is False"):
+        parse(SFTConfig, {"train_on": False}, "sft")
