@@ -185,5 +185,5 @@ def test_a_bare_on_or_off_is_the_word() -> None:
     for text, meant in (("off", "off"), ('"off"', "off"), ("on", "on"), ("auto", "auto")):
         values = yaml.safe_load(f"share_prompt: {text}")
         assert parse(RewardConfig, values, "reward").share_prompt == meant
-    with pytest.raises(ConfigError, match=r"sft\.train_on is False"):
-        parse(SFTConfig, {"train_on": False}, "sft")
+    with pytest.raises(ConfigError, match=r"ppo\.kl_control is False"):
+        parse(PPOConfig, {"kl_control": False, "steps": 1}, "ppo")
