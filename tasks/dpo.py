@@ -28,7 +28,7 @@ def main() -> None:
         )
         policy = attach(model, config.lora, seed=stage.seed)
         looks = watched(stage, begun, policy)
-        outcome = fit_dpo(policy, tokenizer, rows.fitted, reference, config, observer=looks, **begun.run)
+        outcome = fit_dpo(policy, tokenizer, rows.fitted, reference, config, **begun.watched_by(looks))
         figures = held_out_figures(policy, tokenizer, rows.held, held_reference, config, precision)
         what = "The SFT policy, tuned by DPO."
         found = {**rows.counts, "held_out": figures, **outcome}

@@ -43,7 +43,7 @@ def main() -> None:
         )
         policy = attach(model, config.lora, seed=stage.seed)
         looks = watched(stage, begun, policy)
-        outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, observer=looks, **begun.run)
+        outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.watched_by(looks))
         figures = held_out_figures(policy, tokenizer, held, held_steps, held_reference, config, precision)
         counts = {"desirable": desirable, "undesirable": len(rows) - desirable, "unused": unused}
         finish(

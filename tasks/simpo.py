@@ -21,7 +21,7 @@ def main() -> None:
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
         looks = watched(stage, begun, policy)
-        outcome = fit_simpo(policy, tokenizer, rows.fitted, config, observer=looks, **begun.run)
+        outcome = fit_simpo(policy, tokenizer, rows.fitted, config, **begun.watched_by(looks))
         figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
         what = "The SFT policy, tuned by SimPO."
         found = {**rows.counts, "held_out": figures, **outcome}

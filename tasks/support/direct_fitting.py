@@ -47,6 +47,10 @@ class Start(Generic[C]):
     run: Run
     cache: Path
 
+    def watched_by(self, observer: Looks) -> Run:
+        """The run, with looks at the policy on its way."""
+        return {**self.run, "observer": observer}
+
     @property
     def precision(self) -> str:
         """Of the training: "fp32" or "bf16"."""
