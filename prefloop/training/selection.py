@@ -14,7 +14,7 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import load_trainable, trainable_state
-from prefloop.training.experience import as_batch
+from prefloop.training.experience import as_batch, sample_and_score
 from prefloop.training.noise import Key, permutation
 from prefloop.training.passes import Passes
 
@@ -65,8 +65,9 @@ class Selection:
     def look(self, step: int) -> dict[str, float]:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
-        rollouts = self.sampler.sample(self.prompts, (*self.key, "select"))
-        scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
+        rows = [(i,) for i in range(len(self.prompts))]
+        key = (*self.key, "select")
+        rollouts, scores, _ = sample_and_score(self.sampler, self.rewards, self.prompts, key, rows)
         pad_id = int(self.sampler.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
         (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
