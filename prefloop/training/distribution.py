@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -162,16 +162,20 @@ def added(shares: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def meeting(path: Path, count: int, timeout_seconds: float = TIMEOUT_SECONDS) -> dist.Store:
-    """Where the processes of one machine find each other: a file, so that no port is open to others."""
-    store = dist.FileStore(str(path), count)
+def meeting(path: Path, count: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Any:
+    """Where the processes of one machine find each other: a file, so that no port is open to others.
+
+    Returns:
+        A `torch.distributed.FileStore`.
+    """
+    store = dist.FileStore(str(path), count)  # type: ignore[attr-defined]
     store.set_timeout(timedelta(seconds=timeout_seconds))
     return store
 
 
 @contextmanager
 def joined(
-    rank: int, count: int, store: dist.Store, *, device: str = "cpu", timeout_seconds: float = TIMEOUT_SECONDS
+    rank: int, count: int, store: Any, *, device: str = "cpu", timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Iterator[Ranks]:
     """Makes this process rank `rank` of `count` for the length of the block; waits until all have come.
 
