@@ -14,8 +14,8 @@ from prefloop.errors import ConfigError
 T = TypeVar("T")
 
 SECTION = "policies"
-RESERVED = ("base", "sft", "reward", "judge")
-"""Folders of models/ that other stages write."""
+RESERVED = ("environment", "ingest", "base", "sft", "reward", "judge", "looks", "report", "promote")
+"""Names of other stages, whose files stand beside a policy's."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names that begin like this belong to the stages evaluate@... and validate@...

@@ -47,11 +47,7 @@ def look_charts(looks: Figures, colours: Mapping[str, str]) -> list[tuple[str, s
     judge = "Gold" if looks["judge"] == "gold" else "Judge's score"
     charts = [
         (f"{judge} against KL", "Gain over SFT by the judge, which no policy was trained on.", "judge_gain"),
-        (
-            "Reward model against KL",
-            "Gain over SFT by the model that was optimised.",
-            "reward_gain",
-        ),
+        ("Reward model against KL", "Gain over SFT by the model that was optimised.", "reward_gain"),
     ]
     return [
         (title, caption, ways_chart([_way(name, policies[name], gain, colours) for name in policies], title))

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from prefloop.errors import ModelError
 from prefloop.files import atomic_folder, read_json, sha256_file, write_json
+from prefloop.training.distribution import ranks
 
 
 class Checkpoints:
     """Checkpoints of one training.
+
+    Where several processes share it, rank 0 writes them and all read the same; how many there are is not part
+    of what they hold, so any number may go on from them.
 
     Args:
         folder: where they stand, named by the stage key: another key never sees them.
@@ -27,16 +31,18 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """True when the last one is old enough."""
-        return time.monotonic() - self._last >= self.every_seconds
+        """True when the last one is old enough, and it is this process that writes them."""
+        return ranks().main and time.monotonic() - self._last >= self.every_seconds
 
     def save(self, step: int, state: dict[str, Any], part: int = 0) -> Path:
-        """Writes the checkpoint of `step` and removes all but the two newest.
+        """Writes the checkpoint of `step` and removes all but the two newest; rank 0 alone does.
 
         Args:
             step: whole steps done. part: above 0, a place within the next step; greater ones are newer.
         """
         target = self.folder / (f"checkpoint-{step:08d}" + (f"-{part:06d}" if part else ""))
+        if not ranks().main:
+            return target
         with atomic_folder(target) as draft:
             torch.save(state, draft / "state.pt")
             write_json(draft / "checkpoint.json", {"step": step, "sha256": sha256_file(draft / "state.pt")})
@@ -47,18 +53,25 @@ class Checkpoints:
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """(step, state) of the newest checkpoint that is whole; a damaged one is passed over."""
-        for folder in reversed(self._found()):
-            try:
-                about = read_json(folder / "checkpoint.json")
-                if sha256_file(folder / "state.pt") != about["sha256"]:
-                    continue
-                # weights_only: tensors and plain containers, no code.
-                return int(about["step"]), torch.load(
-                    folder / "state.pt", map_location="cpu", weights_only=True
-                )
-            except Exception:
-                continue
-        return None
+        group = ranks()
+        if group.count == 1:
+            return next((found for f in reversed(self._found()) if (found := self._read(f))), None)
+        # Rank 0 looks which is whole, lest another see a different one.
+        chosen = next((f.name for f in reversed(self._found()) if self._read(f)), "") if group.main else ""
+        chosen = group.from_main(chosen)
+        return self._read(self.folder / chosen) if chosen else None
+
+    def _read(self, folder: Path) -> tuple[int, dict[str, Any]] | None:
+        """(step, state) of one checkpoint; None if it is damaged."""
+        try:
+            about = read_json(folder / "checkpoint.json")
+            if sha256_file(folder / "state.pt") != about["sha256"]:
+                return None
+            # weights_only: tensors and plain containers, no code.
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            return int(about["step"]), state
+        except Exception:
+            return None
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*")) if self.folder.is_dir() else []

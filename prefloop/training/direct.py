@@ -18,6 +18,7 @@ from prefloop.errors import DataError
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.distribution import ALONE, Ranks, ranks
 from prefloop.training.loop import Observer, Part, train
 from prefloop.training.recorder import Recorder
 
@@ -261,8 +262,16 @@ def fit_comparisons(
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)
 
     def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
-        chosen = order.step(step)
-        return parts_of(model, tokenizer, comparisons, chosen, part, run["precision"], micro_batch_size)
+        return parts_of(
+            model,
+            tokenizer,
+            comparisons,
+            order.step(step),
+            part,
+            run["precision"],
+            micro_batch_size,
+            ranks(),
+        )
 
     return train(
         model,
@@ -285,11 +294,16 @@ def parts_of(
     part: PairsPart,
     precision: str,
     micro_batch_size: int,
+    group: Ranks = ALONE,
 ) -> Iterator[Part]:
-    """The parts of a step, or of a whole held-out set, that consists of the comparisons `chosen`."""
+    """The parts of a step, or of a whole held-out set, that consists of the comparisons `chosen`.
+
+    Args:
+        group: processes that share them.
+    """
     count = sum(len(comparisons[i].pairs) for i in chosen)
-    for group in chunks(chosen, micro_batch_size):
-        yield part(policy_pairs(model, tokenizer, [comparisons[i] for i in group], precision), group, count)
+    for own in chunks(group.share(chosen), micro_batch_size):
+        yield part(policy_pairs(model, tokenizer, [comparisons[i] for i in own], precision), own, count)
 
 
 @torch.no_grad()

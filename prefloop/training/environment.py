@@ -24,7 +24,7 @@ class Environment:
 
     Attributes:
         device: "cpu" or "cuda"; device_name: the processor family or the GPU's name.
-        precision: "fp32" or "bf16". threads: CPU threads.
+        precision: "fp32" or "bf16". threads: CPU threads of a process. processes: that share a training.
         instruction_set: the widest vector instructions the processor has.
         versions of python, torch, transformers, tokenizers, numpy.
     """
@@ -33,6 +33,7 @@ class Environment:
     device_name: str
     precision: str
     threads: int
+    processes: int
     instruction_set: str
     python: str
     torch: str
@@ -45,16 +46,22 @@ class Environment:
 
 
 def resolve(config: ComputeConfig) -> Environment:
-    """Decides device, precision and threads. Imports torch only where a GPU driver is present.
+    """Decides device, precision, threads and processes. Imports torch only where a GPU driver is present.
 
     Raises:
-        ConfigError: device is "cuda" and there is none.
+        ConfigError: device is "cuda" and there is none, or there are fewer GPUs than processes.
     """
     flags = _cpu_flags()
-    gpu, gpu_fast_bf16 = _gpu() if config.device != "cpu" else ("", False)
+    gpu, gpu_fast_bf16, gpus = _gpu() if config.device != "cpu" else ("", False, 0)
     if config.device == "cuda" and not gpu:
         raise ConfigError(
             "compute.device is cuda, but no CUDA GPU was found", "set compute.device to auto or cpu"
+        )
+    if gpu and config.processes > gpus:
+        raise ConfigError(
+            f"compute.processes is {config.processes}, but {gpus} CUDA GPU{'s are' if gpus > 1 else ' is'} "
+            "visible, and each process needs one",
+            "set compute.processes to 0, which takes one a GPU",
         )
     fast_bf16 = gpu_fast_bf16 if gpu else bool(flags & _FAST_BF16)
     precision = ("bf16" if fast_bf16 else "fp32") if config.precision == "auto" else config.precision
@@ -63,6 +70,7 @@ def resolve(config: ComputeConfig) -> Environment:
         device_name=gpu or platform.machine(),
         precision=precision,
         threads=config.threads or _cores(),
+        processes=config.processes or max(gpus, 1),
         instruction_set=_instruction_set(flags),
         python=".".join(map(str, sys.version_info[:2])),
         torch=_version("torch"),
@@ -120,15 +128,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpu() -> tuple[str, bool]:
-    """Name of the first CUDA GPU and whether it is fast at bf16; ("", False) without one."""
+def _gpu() -> tuple[str, bool, int]:
+    """Name of the first CUDA GPU, whether it is fast at bf16, and how many are visible; ("", False, 0)
+    without one."""
     if not Path("/dev/nvidiactl").exists() and not Path("/proc/driver/nvidia").exists():
-        return "", False
+        return "", False, 0
     import torch
 
     if not torch.cuda.is_available():
-        return "", False
-    return torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0) >= (8, 0)
+        return "", False, 0
+    fast_bf16 = torch.cuda.get_device_capability(0) >= (8, 0)
+    return torch.cuda.get_device_name(0), fast_bf16, torch.cuda.device_count()
 
 
 def _version(package: str) -> str:

@@ -14,6 +14,7 @@ from prefloop.data.batching import Batch
 from prefloop.objectives.masked import masked_mean, masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.training.distribution import ranks
 from prefloop.training.noise import Key
 
 
@@ -65,9 +66,38 @@ class Collector:
         """`group_size` completions of each prompt in `indices`, group by group, for 0-based `step`."""
         rows = [(i, sample) for i in indices for sample in range(self.group_size)]
         asked = [self.prompts[i]["prompt"] for i, _ in rows]
-        rollouts = self.sampler.sample(asked, (*self.key, step), rows)
-        scores, parts = self.rewards.score(asked, rollouts.texts, rollouts.ended, rollouts.lengths)
+        rollouts, scores, parts = sample_and_score(self.sampler, self.rewards, asked, (*self.key, step), rows)
         return Scored([i for i, _ in rows], rollouts, scores, parts)
+
+
+def sample_and_score(
+    sampler: Sampler, rewards: RewardSum, asked: Sequence[Any], key: Key, rows: Sequence[Key]
+) -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
+    """A completion of each prompt and its score, as `Sampler.sample` and `RewardSum.score` give them.
+
+    Of several processes each samples and scores its share and gets the whole: a draw is keyed by its row, so
+    it does not matter who makes it.
+    """
+    group = ranks()
+
+    def own() -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
+        prompts = group.share(asked)
+        rollouts = sampler.sample(prompts, key, group.share(rows))
+        if not prompts:
+            return rollouts, torch.zeros(0), {}
+        return rollouts, *rewards.score(prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
+
+    if group.count == 1:
+        return own()
+    shares = group.together(own)
+    names = [field.name for field in dataclasses.fields(Rollouts)]
+    rollouts = Rollouts(**{n: group.woven([getattr(share[0], n) for share in shares]) for n in names})
+    scores = torch.stack(group.woven([list(share[1]) for share in shares]))
+    parts = {
+        name: torch.stack(group.woven([list(share[2].get(name, ())) for share in shares]))
+        for name in shares[0][2]
+    }
+    return rollouts, scores, parts
 
 
 @dataclass(frozen=True)

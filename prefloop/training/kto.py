@@ -24,6 +24,7 @@ from prefloop.data.unpaired import Unpaired
 from prefloop.errors import DataError
 from prefloop.objectives.kto import kto_loss, reference_point
 from prefloop.training.direct import Cut, Run, completion_logprobs, is_cut, summed
+from prefloop.training.distribution import ALONE, Ranks, ranks
 from prefloop.training.loop import Part, train
 from prefloop.training.noise import Key, permutation
 from prefloop.training.reference import row_logprobs
@@ -176,7 +177,9 @@ def fit_kto(
 
     def parts(step: int, size: int) -> Iterator[Part]:
         against = reference.mismatched[step]
-        return _parts(model, tokenizer, rows, steps[step], reference.rows, against, config, precision, size)
+        return _parts(
+            model, tokenizer, rows, steps[step], reference.rows, against, config, precision, size, ranks()
+        )
 
     return train(
         model,
@@ -222,17 +225,18 @@ def _parts(
     config: KTOConfig,
     precision: str,
     size: int,
+    group: Ranks = ALONE,
 ) -> Iterator[Part]:
-    """The parts of a step, of at most `size` rows each (0: no limit)."""
-    # One point for the whole step, before any of its parts: micro-batches do not change it.
-    point = step_point(model, tokenizer, step.mismatched, mismatched_reference, precision, size)
+    """The parts of a step, of at most `size` rows each (0: no limit), that are this process's share."""
+    # One point for the whole step, before any of its parts: neither micro-batches nor shares change it.
+    point = step_point(model, tokenizer, step.mismatched, mismatched_reference, precision, size, group)
     good = sum(rows[i].desirable for i in step.rows)
-    for group in chunks(step.rows, size):
-        sums, _ = completion_logprobs(model, tokenizer, [rows[i].tokens for i in group], precision)
-        desirable = torch.tensor([rows[i].desirable for i in group], device=sums.device)
+    for own in chunks(group.share(step.rows), size):
+        sums, _ = completion_logprobs(model, tokenizer, [rows[i].tokens for i in own], precision)
+        desirable = torch.tensor([rows[i].desirable for i in own], device=sums.device)
         terms = kto_loss(
             sums,
-            reference[list(group)].to(sums.device),
+            reference[list(own)].to(sums.device),
             desirable,
             point,
             beta=config.beta,
@@ -242,7 +246,7 @@ def _parts(
         ahead = (terms.reward > config.beta * point) == desirable
         figures = {
             "accuracy": float(ahead.sum()) / len(step.rows),
-            "reference_point": float(point) * len(group) / len(step.rows),
+            "reference_point": float(point) * len(own) / len(step.rows),
         }
         logprobs = sums.detach()
         # A step without rows of one label says nothing about that label, rather than 0.
@@ -264,6 +268,7 @@ def step_point(
     reference: Tensor,
     precision: str,
     micro_batch_size: int,
+    group: Ranks = ALONE,
 ) -> Tensor:
     """The reference point of a step under the present policy: a scalar on the model's device.
 
@@ -271,10 +276,16 @@ def step_point(
     """
     training = model.training
     model.eval()
-    sums = [
-        completion_logprobs(model, tokenizer, [mismatched[i] for i in group], precision)[0]
-        for group in chunks(range(len(mismatched)), micro_batch_size)
-    ]
-    model.train(training)
-    together = torch.cat(sums) if sums else torch.zeros(0, device=model.device)
+
+    def own() -> list[float]:
+        sums: list[float] = []
+        for some in chunks(group.share(range(len(mismatched))), micro_batch_size):
+            pairs = [mismatched[i] for i in some]
+            sums += completion_logprobs(model, tokenizer, pairs, precision)[0].tolist()
+        return sums
+
+    try:
+        together = torch.tensor(group.woven(group.together(own)), device=model.device)
+    finally:
+        model.train(training)
     return reference_point(together, reference.to(together.device))

@@ -18,6 +18,7 @@ from prefloop.errors import DataError, PrefloopError
 from prefloop.models.forward import precision_context, require_isolation, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.distribution import ranks
 from prefloop.training.loop import Part, train
 from prefloop.training.neftune import noise_of, noisy_embeddings
 from prefloop.training.noise import Key
@@ -189,7 +190,7 @@ class TokenRows:
         )
 
     def parts(self, chosen: Sequence[int], step: int, micro_batch_size: int) -> Iterator[Part]:
-        """The parts of a step that learns the rows `chosen`."""
+        """The parts of a step that learns the rows `chosen`; of several processes each gives its share."""
         device = self.model.device.type
         sequences = self.average == "sequence"
         total = len(chosen) if sequences else sum(sum(self.rows[i].trainable) for i in chosen)
@@ -221,6 +222,7 @@ class TokenRows:
             lengths = [len(self.rows[i].input_ids) for i in chosen]
             layout = [[chosen[n] for n in row] for row in best_fit(lengths, self.config.max_length)]
         layout.sort(key=self._length)
+        layout = ranks().share(layout)
         for micro in chunks(range(len(layout)), size):
             for group in length_groups([self._length(layout[n]) for n in micro], device):
                 yield [layout[micro[n]] for n in group]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
+from prefloop.training.distribution import added, ranks
 from prefloop.training.memory import REMEDY, MicroBatches, is_out_of_memory
 from prefloop.training.noise import Key, torch_seed
 from prefloop.training.optimisation import Optimisation, save_memory
@@ -34,7 +35,8 @@ class Part:
 
 Parts = Callable[[int, int], Iterable[Part]]
 """For a 0-based step and a micro-batch size (0: no limit), its micro-batches' parts, each computed when asked
-for so that only one graph is held at a time. Everything random in it is keyed by the step."""
+for so that only one graph is held at a time. Everything random in it is keyed by the step. Of several
+processes each gives the parts of its share, which may be none; they sum to the step's over all of them."""
 
 
 class Observer(Protocol):
@@ -67,6 +69,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains `module` in place for `total` optimiser steps, from the last checkpoint if there is one.
 
+    Where several processes share the training (`prefloop.training.distribution`), each computes its share of
+    a step's parts, and all take the same step: gradients and figures are summed.
+
     A step that runs out of memory is taken again, whole, with half the micro-batch, which stays so for the
     rest of the training; the examples of a step remain the same.
 
@@ -85,7 +90,7 @@ def train(
         TrainingError: the loss is NaN or infinite, or a single example does not fit into memory.
         StopRequested: asked to end; a checkpoint was saved.
     """
-    optimisation, micro = Optimisation(module, config, total), MicroBatches(config)
+    optimisation, micro, group = Optimisation(module, config, total), MicroBatches(config), ranks()
     start = 0
     found = checkpoints.latest()
     if found:
@@ -95,6 +100,7 @@ def train(
         micro.load_state_dict(state["micro_batches"])
         if observer is not None:
             observer.load_state_dict(state["observer"])
+    group.copy_from_main(optimisation.parameters)
     recorder.resume(start)
     save_memory(module, config)
     module.train()
@@ -114,7 +120,7 @@ def train(
         if observer is not None and observer.due(step + 1, total):
             figures.update(observer.look(step + 1))
         recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
-        stop = recorder.stop_requested()
+        stop = group.from_main(recorder.stop_requested())
         if stop or (checkpoints.due() and step + 1 < total):
             state = {
                 "module": trainable_state(module),
@@ -130,19 +136,29 @@ def train(
 
 
 def _accumulated(parts: Parts, step: int, micro_batch_size: int, noise: Key) -> dict[str, float] | None:
-    """Adds up the gradients of a step; returns its loss and figures, None if memory ran out on the way."""
-    torch_seed(noise)
-    figures = {"loss": 0.0}
-    try:
+    """Adds up the gradients of this process's share of a step.
+
+    Returns:
+        Loss and figures of the whole step; None if memory ran out on the way.
+    """
+    group = ranks()
+    # The draws of an adapter's dropout must not be alike in two shares.
+    torch_seed((*noise, "rank", group.rank) if group.rank else noise)
+
+    def own() -> dict[str, float]:
+        figures = {"loss": 0.0}
         for part in parts(step, micro_batch_size):
             part.loss.backward()
             for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
+        return figures
+
+    try:
+        return added(group.together(own))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return figures
 
 
 def _applied(optimisation: Optimisation, step: int, what: str) -> tuple[float, float]:

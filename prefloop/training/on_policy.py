@@ -20,6 +20,7 @@ from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
+from prefloop.training.distribution import added, ranks
 from prefloop.training.experience import Collector, Experience, Learning
 from prefloop.training.looks import Row
 from prefloop.training.loop import Part, check_finite
@@ -116,11 +117,17 @@ class OnPolicyTrainer(ABC, Generic[E]):
 
     @abstractmethod
     def parts(self, experience: E, rows: Sequence[int], step: int) -> Iterator[Part]:
-        """Losses and figures of one update on some rows, micro-batch by micro-batch; they add up."""
+        """Losses and figures of one update on some rows, micro-batch by micro-batch; they add up.
+
+        Of several processes each gives those of its share.
+        """
 
     def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
         """Runs `config.steps` rollout batches, from the last checkpoint if there is one (which may lie in the
         middle of a batch's updates); leaves the policy with the weights that were chosen.
+
+        Where several processes share the training, each samples, scores and learns from its share; all of
+        them hold the whole rollout batch, so that advantages are those of one process.
 
         Raises:
             TrainingError: a loss became NaN, or the reward model tells nothing apart.
@@ -131,6 +138,8 @@ class OnPolicyTrainer(ABC, Generic[E]):
         if found := checkpoints.latest():
             start, state = found
             learning = self._load(state)
+        for _, optimisation in self.trained().values():
+            ranks().copy_from_main(optimisation.parameters)
         recorder.resume(start)
         for step in range(start, total):
             learning = learning or self._begin(step)
@@ -198,7 +207,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
         """One optimiser step on some rows of the rollout batch."""
         figures: dict[str, float] = {}
         loss = 0.0
-        for part in self.parts(experience, rows, step):
+        for part in self.parts(experience, rows, step):  # of this process's share
             part.loss.backward()
             loss += float(part.loss.detach())
             for name, value in part.metrics.items():
@@ -207,6 +216,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
             shown = [self.demonstrations[i] for i in order[: len(rows)]]
             figures["ptx_loss"] = demonstrate(self.policy, self.tokenizer, shown, self.config, self.precision)
+        figures, loss = added(ranks().gather(figures)), sum(ranks().gather(loss))
         check_finite(loss, self.name, step + 1)
         applied = self.apply(step * self.updates + update, step)
         check_finite(sum(applied.values()), self.name, step + 1)
@@ -233,7 +243,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
     ) -> None:
         """Saves a checkpoint, when one is due or a stop was asked for, after `step` whole steps and the
         updates that `learning` has behind it; then stops if asked to."""
-        stop, total = recorder.stop_requested(), self.config.steps
+        stop, total = ranks().from_main(recorder.stop_requested()), self.config.steps
         if stop or (checkpoints.due() and step < total):
             part = 0 if learning is None else learning.done + 1
             recorder.checkpoint(step, checkpoints.save(step, self._state(learning), part))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
 from prefloop.models.adapters import plain
+from prefloop.training.distribution import ranks
 
 
 def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
@@ -60,7 +61,12 @@ class Optimisation:
         )
 
     def step(self, number: int) -> tuple[float, float]:
-        """Clips, applies and clears the gradients of 0-based step `number`; returns (gradient norm, rate)."""
+        """Sums the gradients of 0-based step `number` over processes, clips, applies and clears them.
+
+        Returns:
+            Norm of the gradient before clipping, and the rate.
+        """
+        ranks().sum_gradients(self.parameters)
         rate = self.peak * rate_factor(self.config, number, self.total)
         for group in self.optimiser.param_groups:
             group["lr"] = rate

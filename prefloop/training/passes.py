@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from prefloop.data.batching import Batch, chunks, length_groups, pad
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.rollout.sampling import Rollouts
+from prefloop.training.distribution import ranks
 
 FORWARD_ROWS = 128
 """Rows of a forward pass without gradient, where `micro_batch_size` sets no limit."""
@@ -60,9 +61,13 @@ class Passes:
             )
 
     def groups(self, batch: Batch, rows: Sequence[int], limit: int = 0) -> list[list[int]]:
-        """Rows for one forward pass each: at most a micro-batch (or `limit` units), of similar length."""
+        """Rows for one forward pass each: at most a micro-batch (or `limit` units), of similar length.
+
+        Of several processes each gets its share of the rows, units kept whole; it may be none.
+        """
         lengths = batch.attention_mask.sum(dim=-1).tolist()
         units = [rows[start : start + self.together] for start in range(0, len(rows), self.together)]
+        units = ranks().share(units)
         longest = [max(lengths[i] for i in unit) for unit in units]
         return [
             [i for n in group for i in units[micro[n]]]
@@ -71,7 +76,10 @@ class Passes:
         ]
 
     def in_groups(self, batch: Batch, compute: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group."""
+        """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group.
+
+        Of several processes each computes its share and gets the whole.
+        """
         results: list[Tensor] = []
         for group in self.groups(batch, range(len(batch.input_ids)), FORWARD_ROWS):
             part = batch.rows(group)
@@ -79,4 +87,6 @@ class Passes:
             results = results or [x.new_zeros(batch.input_ids.shape) for x in parts]
             for result, x in zip(results, parts, strict=True):
                 result[group, : x.shape[1]] = x
-        return tuple(results)
+        if not results:  # no row for this process: a pass tells what the others' results look like
+            results = [x.new_zeros(batch.input_ids.shape) for x in compute(batch.rows([0]))]
+        return tuple(ranks().sum(result) for result in results)

@@ -20,6 +20,7 @@ from prefloop.data.templates import Encoded
 from prefloop.files import atomic_file
 from prefloop.models.adapters import plain, reference_mode
 from prefloop.training.direct import EncodedComparison, completion_logprobs
+from prefloop.training.distribution import ranks
 
 FORMAT = 1
 """Raised when what is computed from the same rows and weights changes."""
@@ -53,17 +54,23 @@ def row_logprobs(
         file = (
             cache / f"{_key(weights or weights_hash(model), rows, precision, model.device.type)}.safetensors"
         )
-        stored = _stored(file, len(rows))
+        # Rank 0 looks, lest another find what a further training writes at this moment.
+        stored = ranks().from_main(_stored(file, len(rows)) if ranks().main else None)
         if stored is not None:
             return stored
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
-    result = torch.zeros(len(rows))
+    # Several processes share whole passes, so that each number is the one that a single process computes.
+    passes = list(chunks(order, 128))
+    found: list[Tensor] = []
     with reference_mode(model):
-        for group in chunks(order, 128):
+        for group in ranks().share(passes):
             sums, _ = completion_logprobs(model, tokenizer, [rows[i] for i in group], precision)
-            result[list(group)] = sums.cpu()
-    if file is not None:
+            found.append(sums.cpu())
+    result = torch.zeros(len(rows))
+    for group, values in zip(passes, ranks().woven(ranks().gather(found)), strict=True):
+        result[list(group)] = values
+    if file is not None and ranks().main:
         with atomic_file(file, "wb") as handle:
             handle.write(save({"reference": result}, {"sha256": _digest(result)}))
     return result

@@ -17,6 +17,7 @@ from prefloop.objectives.best_of_n import best_of, kl_bound
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.distribution import ranks
 from prefloop.training.experience import Collector
 from prefloop.training.language_model import TokenRows
 from prefloop.training.looks import Row
@@ -90,7 +91,8 @@ class RejectionTrainer:
                 self.policy, self.tokenizer, rows, self.config, (*self.key, number), self.precision
             )
             for part in learned.parts(order.step(place), place, micro_batch_size):
-                yield Part(part.loss, {**part.metrics, **figures} if place == 0 else part.metrics)
+                of_round = place == 0 and ranks().main
+                yield Part(part.loss, {**part.metrics, **figures} if of_round else part.metrics)
                 figures = {}
 
         outcome = train(
@@ -113,14 +115,15 @@ class RejectionTrainer:
         if number in self.rounds:
             return
         file = checkpoints.folder / f"round-{number}.json"
-        if file.exists():
-            kept = read_json(file)
+        # Rank 0 looks: it may have written the file before another looks.
+        if kept := ranks().from_main(read_json(file) if ranks().main and file.exists() else None):
             found = Round([Encoded(**row) for row in kept["rows"]], kept["figures"])
         else:
             self.policy.eval()
             found = self._sample(number)
             self.policy.train()
-            write_json(file, asdict(found))
+            if ranks().main:
+                write_json(file, asdict(found))
         self.rounds[number] = found
 
     def _sample(self, number: int) -> Round:

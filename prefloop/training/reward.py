@@ -18,6 +18,7 @@ from prefloop.models.reward_model import RewardModel
 from prefloop.models.shared_prompt import Tree, can_share, tree_scores, trees_of
 from prefloop.objectives import bradley_terry, plackett_luce
 from prefloop.training.checkpoints import Checkpoints
+from prefloop.training.distribution import ranks
 from prefloop.training.loop import Part, train
 from prefloop.training.noise import Key
 from prefloop.training.recorder import Recorder
@@ -91,7 +92,7 @@ def fit_reward_model(
 
     def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         chosen = order.step(step)
-        for group in chunks(chosen, micro_batch_size):
+        for group in chunks(ranks().share(chosen), micro_batch_size):
             together = [rows[i] for i in group]
             if forest is None:
                 scores = model([ids for row in together for ids in row.sequences])

@@ -14,6 +14,7 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import load_trainable, trainable_state
+from prefloop.training.experience import sample_and_score
 from prefloop.training.looks import LOOKS, Row, apart, look_rows, passes_mark
 from prefloop.training.noise import Key
 from prefloop.training.passes import Passes, as_batch
@@ -65,8 +66,7 @@ class Selection:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
         noise = [(*self.key, "select", i) for i in range(len(self.prompts))]
-        rollouts = self.sampler.sample(self.prompts, (), noise)
-        scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
+        rollouts, scores, _ = sample_and_score(self.sampler, self.rewards, self.prompts, (), noise)
         pad_id = int(self.sampler.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
         (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])

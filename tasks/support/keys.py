@@ -20,6 +20,7 @@ from prefloop.files import sha256_file
 
 CONTENT_LIMIT_BYTES = 256 * 2**20
 """Inputs up to this size are read; larger ones are known by the hash that dvc.lock keeps of them."""
+ENVIRONMENT = "runs/environment.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def read_inputs(stage: str, root: Path = Path(".")) -> StageInputs | None:
 def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -> str:
     """Hex SHA-256 over the stage's name, the parameters it reads and the hashes of its dependencies.
 
+    How many processes share a training is left out: the result is the same up to rounding, and a stage goes
+    on from a checkpoint that another number of them wrote.
+
     Args:
         fallback: what stands for the inputs where no dvc.yaml declares the stage.
     """
@@ -76,6 +80,9 @@ def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -
             for file, key in inputs.params
         ]
         described["deps"] = [[dep, input_hash(dep, locked, root)] for dep in sorted(inputs.deps)]
+        for file, key, value in described["params"]:
+            if (file, key) == (ENVIRONMENT, "") and isinstance(value, dict):
+                value.pop("processes", None)
     text = json.dumps(described, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

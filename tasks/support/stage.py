@@ -21,7 +21,7 @@ from prefloop.config.read import read_section, read_seed
 from prefloop.config.training import TrainingConfig
 from prefloop.files import atomic_file, atomic_folder, read_json, write_json
 from prefloop.training.environment import Environment, load_environment
-from prefloop.training.recorder import Recorder
+from prefloop.training.recorder import Recorder, Silent
 from tasks.support import delivery_process
 from tasks.support.curve import Curve, write_csv
 from tasks.support.ending import ended_well
@@ -30,6 +30,7 @@ from tasks.support.keys import dvc_hash, locked_hashes, stage_key
 from tasks.support.locks import held
 from tasks.support.pipeline import bare_pipeline
 from tasks.support.progress import Progress
+from tasks.support.ranks import Finished, following, place
 from tasks.support.recording import StageRecorder
 from tasks.support.runs import Clock, git_state
 from tasks.support.signals import StopFlag
@@ -38,6 +39,7 @@ from tasks.support.tracking import RunTracker, pipeline_id, registered_name
 from tasks.support.workspace import metrics_file, slug, state_folder
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 ENVIRONMENT = Path("runs/environment.json")
 LAST_STAGE = "report"
@@ -56,6 +58,8 @@ class Stage(Generic[C]):
         key: stage key, hex SHA-256 over everything the result follows from.
         scratch: folder for resumable state, kept when the stage fails and removed when it succeeds.
         progress: writes lines to the terminal.
+        follows: True in a process that shares the training of another, rank 0, which alone shows, tracks and
+            writes (see tasks/support/ranks.py).
     """
 
     def __init__(self, name: str, part: str, config: C, seed: int, stop: StopFlag) -> None:
@@ -64,6 +68,8 @@ class Stage(Generic[C]):
         self.label = slug(name)
         self.scratch = state_folder() / "scratch" / self.label / self.key
         self.progress = Progress(name)
+        self.follows = place() is not None
+        self.resources = ExitStack()
         self.clock = Clock()
         self.tracker = RunTracker(name)
         self.figures: dict[str, Any] = {}
@@ -92,6 +98,12 @@ class Stage(Generic[C]):
         """The same, with a configuration that `read` gives: an error in it is the stage's, too."""
         full = f"{name}@{part}" if part else name
         stop = StopFlag()
+        if place():
+            with ended_well(full, stop), following():
+                stage = cls(full, part, read(), read_seed(), stop)
+                with stage.resources:
+                    yield stage
+            return
         with ended_well(full, stop):
             stage = cls(full, part, read(), read_seed(), stop)
             with ExitStack() as stack:
@@ -103,7 +115,8 @@ class Stage(Generic[C]):
                 stack.enter_context(delivery_process.alongside())
                 stage._begin()
                 try:
-                    yield stage
+                    with stage.resources:
+                        yield stage
                     stage._finish()
                 except BaseException as error:
                     stage._fail(error)
@@ -114,9 +127,15 @@ class Stage(Generic[C]):
         """The environment that the stage `environment` resolved."""
         return load_environment(ENVIRONMENT)
 
+    def hold(self, resource: AbstractContextManager[T]) -> T:
+        """Enters a context that lasts as long as the stage's block."""
+        return self.resources.enter_context(resource)
+
     @property
     def recorder(self) -> Recorder:
         """Where a training loop reports: progress line, learning curve, tracking."""
+        if self.follows:
+            return Silent()
         if self._recorder is None:
             curve = Curve(self.scratch / "curve.jsonl")
             self._recorder = StageRecorder(curve, self.progress, self.tracker, self.stop)
@@ -125,28 +144,39 @@ class Stage(Generic[C]):
     def output(self, path: Path | str) -> AbstractContextManager[Path]:
         """An output folder that takes its place when the block ends well; a folder of models/ is tracked as
         one."""
+        self._only_rank_0()
         if Path(path).parts[:1] == ("models",):
             self._models.append(Path(path))
         return atomic_folder(path)
 
     def output_file(self, path: Path | str, mode: str = "w") -> AbstractContextManager[IO[Any]]:
         """An output file that takes its place when the block ends well."""
+        self._only_rank_0()
         return atomic_file(path, mode)
 
     def metrics(self, values: Mapping[str, Any], path: Path | str | None = None) -> None:
         """Writes the stage's figures, by default to its `metrics_file`; what is not finite becomes null."""
+        self._only_rank_0()
         self.figures = without_nan(values)
         write_json(path or metrics_file(self.name), self.figures)
         self.tracker.metrics(0, self.figures, "final")
 
     def dataset(self, name: str, path: Path | str, rows: int | None = None) -> None:
         """Records an input under the hash that DVC has of it."""
+        if self.follows:
+            return
         path = Path(path)
         self.tracker.dataset(name, path, dvc_hash(path, locked_hashes()), rows)
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
-        self.progress.say(text)
+        if not self.follows:
+            self.progress.say(text)
+
+    def _only_rank_0(self) -> None:
+        """Ends the other processes: from the first output on, only rank 0 has something to do."""
+        if self.follows:
+            raise Finished
 
     def _begin(self) -> None:
         self.scratch.mkdir(parents=True, exist_ok=True)

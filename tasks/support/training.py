@@ -16,6 +16,7 @@ from prefloop.models.loading import context_length
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.environment import Environment, apply
 from tasks.support.flatten import flatten
+from tasks.support.ranks import shared
 from tasks.support.stage import Stage
 
 # How a training is laid out on the machine, and how it is watched. The weights are the same up to rounding,
@@ -41,10 +42,12 @@ class Workbench:
 
 
 def prepare(stage: Stage[Any]) -> Workbench:
-    """Applies the environment and opens the stage's checkpoints."""
+    """Applies the environment, starts the other processes that share the stage's trainings, and opens its
+    checkpoints."""
     compute = read_section("compute", ComputeConfig)
     environment = stage.compute
     apply(environment, stage.config.threads)
+    stage.hold(shared(environment.processes, environment.device, stage.scratch))
     return Workbench(
         environment,
         Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds),

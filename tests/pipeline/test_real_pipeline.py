@@ -145,11 +145,11 @@ def test_the_kl_coefficient_touches_ppo_and_its_evaluation_and_comes_back_from_t
     parameters = (workspace.root / "params.yaml").read_text()
     output = workspace.run("--set", "ppo.kl_coef=0.3")
     ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
-    assert ran == {"ppo@ppo", "evaluate@ppo", "report"}
+    assert ran == {"ppo@ppo", "evaluate@ppo", "looks", "report"}
     after = workspace.weights()
     assert {name for name in before if before[name] != after[name]} == {"models/ppo/model.safetensors"}
     (workspace.root / "params.yaml").write_text(parameters)
-    assert workspace.actions("restore") == {"ppo@ppo", "evaluate@ppo", "report"}
+    assert workspace.actions("restore") == {"ppo@ppo", "evaluate@ppo", "looks", "report"}
     output = workspace.run()
     assert " ran in " not in output
     assert workspace.weights() == before
@@ -160,7 +160,7 @@ def test_a_variant_of_a_method_runs_alone_and_is_compared(workspace: Workspace) 
     parameters = (workspace.root / "params.yaml").read_text()
     output = workspace.run("--set", "policies.ppo.ppo-loose={method: ppo, kl_coef: 0.02}")
     ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
-    assert ran == {"ppo@ppo-loose", "evaluate@ppo-loose", "report"}
+    assert ran == {"ppo@ppo-loose", "evaluate@ppo-loose", "looks", "report"}
     assert {name: data for name, data in workspace.weights().items() if name in before} == before
     assert set(workspace.read("metrics/evaluate.json")["policies"]) == {
         "base", "sft", "ppo", "dpo", "ppo-loose",
@@ -178,7 +178,7 @@ def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Works
     file.write_text(text + "\n# an edit\n")
     try:
         assert workspace.actions("run") == {"dpo@dpo"}
-        assert workspace.actions("maybe") == {"evaluate@dpo", "report"}
+        assert workspace.actions("maybe") == {"evaluate@dpo", "looks", "report"}
         assert workspace.plan()["dpo@dpo"]["reasons"][0]["text"] == "prefloop/objectives/dpo.py changed"
     finally:
         file.write_text(text)

@@ -1,0 +1,108 @@
+"""One of several processes that share trainings: `python -m tests.training.ranked FOLDER RANK COUNT`.
+
+FOLDER/jobs.json lists the trainings; what each gave is written to FOLDER/JOB-RANK.pt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from prefloop.errors import StopRequested
+from prefloop.models.forward import token_logprobs
+from prefloop.training.distribution import RankLost, joined, meeting, ranks
+from tests import tiny
+from tests.tiny import StopAfter, StopAtCall
+from tests.training.trainings import TRAININGS
+
+
+class Fault(StopAfter):
+    """Kills its own process after `steps` steps."""
+
+    def stop_requested(self) -> bool:
+        if super().stop_requested():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
+def without_room(room: int) -> Any:
+    """Makes a forward pass of more than `room` rows run out of memory; 0 leaves it room."""
+
+    def limited(model: Any, input_ids: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        if room and len(input_ids) > room:
+            raise MemoryError("out of memory, says the test")
+        return token_logprobs(model, input_ids, *rest, **options)
+
+    return mock.patch("prefloop.training.language_model.token_logprobs", limited)
+
+
+def gradients(rank: int) -> dict[str, Any]:
+    """Sums of gradients that both processes have, one has, and none has; and rank 0's weights in both."""
+    parameters = [nn.Parameter(torch.full((2,), float(rank), dtype=torch.float64)) for _ in range(3)]
+    parameters.append(nn.Parameter(torch.zeros(3)))
+    parameters[0].grad = torch.tensor([1.0, 2.0], dtype=torch.float64) * (rank + 1)
+    if rank == 1:
+        parameters[1].grad = torch.tensor([5.0, 7.0], dtype=torch.float64)
+    parameters[3].grad = torch.full((3,), 10.0**rank)
+    with mock.patch("prefloop.training.distribution.BUCKET_ELEMENTS", 3):  # more buckets than one
+        ranks().sum_gradients(parameters)
+    ranks().copy_from_main(parameters)
+    return {"gradients": [p.grad for p in parameters], "weights": [p.detach() for p in parameters]}
+
+
+def perform(job: dict[str, Any], folder: Path, rank: int) -> dict[str, Any]:
+    """Curve and final weights of one training, or why it ended before."""
+    if job["training"] == "gradients":
+        return gradients(rank)
+    recorder = StopAfter(job.get("stop", 0))
+    if "stop_at_call" in job:
+        recorder = StopAtCall(job["stop_at_call"])
+    if job.get("fails") == rank:
+        recorder = Fault(2)
+    room = job.get("room", 0) if rank == 1 else 0
+    try:
+        with without_room(room):
+            weights = TRAININGS[job["training"]](place(job, folder, rank), recorder, **job.get("changes", {}))
+    except (StopRequested, RankLost) as error:
+        return {"rows": recorder.rows, "error": f"{type(error).__name__}: {error}"}
+    return {"rows": recorder.rows, "weights": weights, "resumed_at": recorder.resumed_at}
+
+
+def place(job: dict[str, Any], folder: Path, rank: int) -> Path:
+    """The job's scratch folder, beside which each process has a trunk for reward models of its own."""
+    return folder / job["name"] / f"rank-{rank}" / "scratch"
+
+
+def prepare(job: dict[str, Any], folder: Path, rank: int) -> None:
+    """Makes those folders: in a group of processes transformers lets rank 0 alone save a model."""
+    shared = folder / job["name"] / "scratch"
+    shared.mkdir(parents=True, exist_ok=True)
+    scratch = place(job, folder, rank)
+    tiny.saved(scratch.parent / "trunk-16")
+    scratch.symlink_to(shared)
+
+
+def main() -> None:
+    """Performs all jobs in one group of processes."""
+    folder, rank, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    jobs = json.loads((folder / "jobs.json").read_text())
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    for job in jobs:
+        prepare(job, folder, rank)
+    with joined(rank, count, meeting(folder / "meeting", count), timeout_seconds=120):
+        for job in jobs:
+            torch.save(perform(job, folder, rank), folder / f"{job['name']}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
