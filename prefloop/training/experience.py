@@ -13,7 +13,8 @@ from torch import Tensor
 from prefloop.data.batching import Batch, pad
 from prefloop.objectives.masked import masked_mean, masked_sum
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.rollout.engine import Engine
+from prefloop.rollout.sampling import Rollouts
 from prefloop.training.noise import Key
 
 
@@ -52,20 +53,20 @@ class Collector:
 
     def __init__(
         self,
-        sampler: Sampler,
+        engine: Engine,
         rewards: RewardSum,
         prompts: Sequence[Mapping[str, Any]],
         group_size: int,
         key: Key,
     ) -> None:
-        self.sampler, self.rewards, self.prompts = sampler, rewards, prompts
+        self.engine, self.rewards, self.prompts = engine, rewards, prompts
         self.group_size, self.key = group_size, key
 
     def draw(self, indices: Sequence[int], step: int) -> Scored:
         """`group_size` completions of each prompt in `indices`, group by group, for 0-based `step`."""
         rows = [(i, sample) for i in indices for sample in range(self.group_size)]
         asked = [self.prompts[i]["prompt"] for i, _ in rows]
-        rollouts = self.sampler.sample(asked, (*self.key, step), rows)
+        rollouts = self.engine.sample(asked, (*self.key, step), rows)
         scores, parts = self.rewards.score(asked, rollouts.texts, rollouts.ended, rollouts.lengths)
         return Scored([i for i, _ in rows], rollouts, scores, parts)
 
@@ -76,17 +77,26 @@ def as_batch(rollouts: Rollouts, pad_id: int) -> Batch:
     return pad([p + c for p, c in pairs], [[False] * len(p) + [True] * len(c) for p, c in pairs], pad_id)
 
 
+def behaviour_logprobs(rollouts: Rollouts, batch: Batch) -> Tensor:
+    """What the engine said of each token that it drew: (B, T) float32 beside `as_batch`'s, 0 elsewhere."""
+    said = torch.tensor([value for row in rollouts.logprobs for value in row], dtype=torch.float32)
+    wanted = batch.wanted
+    return torch.zeros(wanted.shape, device=wanted.device).masked_scatter(wanted, said.to(wanted.device))
+
+
 @dataclass(frozen=True)
 class Experience:
     """One rollout batch, ready to learn from. A method's own class adds tensors of (B, T) or (B,).
 
     Attributes:
         batch: prompt + completion; `batch.wanted` is True on completion tokens, the end token included.
-        logprobs: (B, T) of the sampled tokens under the policy that sampled them.
+        logprobs: (B, T) of the sampled tokens under the policy that sampled them, computed by the trainer.
+        behaviour: (B, T), the same as the engine that sampled them has it.
     """
 
     batch: Batch
     logprobs: Tensor
+    behaviour: Tensor
 
     def __len__(self) -> int:
         return len(self.logprobs)

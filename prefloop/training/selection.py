@@ -12,7 +12,7 @@ from prefloop.config.on_policy import OnPolicyConfig
 from prefloop.models.adapters import reference_mode
 from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Sampler
+from prefloop.rollout.engine import Engine
 from prefloop.training.checkpoints import load_trainable, trainable_state
 from prefloop.training.experience import as_batch
 from prefloop.training.noise import Key, permutation
@@ -32,7 +32,8 @@ class Selection:
     """Looks at the policy on held-out prompts from time to time and keeps the best weights.
 
     Args:
-        policy: being trained. reference: what its KL is measured to.
+        policy: being trained. reference: what its KL is measured to. engine: has the policy's weights when
+            `look` is called.
         held_out: prompts that no rollout is sampled from; without any, the last weights are kept.
         key: of the training, such as (seed, "ppo"). Every look draws with the same noise.
 
@@ -44,14 +45,14 @@ class Selection:
         self,
         policy: PreTrainedModel,
         reference: PreTrainedModel,
-        sampler: Sampler,
+        engine: Engine,
         rewards: RewardSum,
         passes: Passes,
         held_out: Sequence[Row],
         config: OnPolicyConfig,
         key: Key,
     ) -> None:
-        self.policy, self.reference, self.sampler = policy, reference, sampler
+        self.policy, self.reference, self.engine = policy, reference, engine
         self.rewards, self.passes, self.config, self.key = rewards, passes, config, key
         self.prompts = [row["prompt"] for row in held_out]
         self.best: dict[str, Any] = {}
@@ -65,9 +66,9 @@ class Selection:
     def look(self, step: int) -> dict[str, float]:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
-        rollouts = self.sampler.sample(self.prompts, (*self.key, "select"))
+        rollouts = self.engine.sample(self.prompts, (*self.key, "select"))
         scores, _ = self.rewards.score(self.prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
-        pad_id = int(self.sampler.tokenizer.pad_token_id)
+        pad_id = int(self.engine.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
         (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
         with reference_mode(self.reference):
