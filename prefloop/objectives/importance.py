@@ -21,7 +21,8 @@ def mismatch(logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, flo
         `mismatch_kl`, the k3 estimate of KL(engine || trainer) a token (Schulman 2020; the tokens are the
         engine's samples). All 0 where there is no token.
     """
-    delta = torch.where(mask, behaviour - logprobs, torch.zeros_like(logprobs))
+    # In float32 the estimate of a small KL would be rounding alone.
+    delta = torch.where(mask, behaviour.double() - logprobs.double(), 0.0)
     return {
         "mismatch_mean": float(masked_mean(delta.abs(), mask)),
         "mismatch_max": float(delta.abs().max()) if delta.numel() else 0.0,

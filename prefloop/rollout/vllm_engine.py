@@ -138,8 +138,6 @@ class VLLMEngine:
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         context = context_length(model)
-        # A worker in a process of its own could not be handed the trainer's tensors.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             return self._vllm.LLM(
                 model=str(folder),
@@ -154,8 +152,9 @@ class VLLMEngine:
             )
         except (ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
             self._folder.cleanup()
+            # Of a configuration that vLLM refuses, the first line says only how many errors there are.
             raise ConfigError(
-                f"vLLM does not start with this model: {first_line(error)}",
+                f"vLLM does not start with this model: {' '.join(str(error).split())[:400]}",
                 "free memory on the GPU or change engine_memory; or set engine to built_in",
             ) from error
 
@@ -187,9 +186,12 @@ def _library() -> Any:
     """
     if not torch.cuda.is_available():
         raise ConfigError("engine is vllm, but no CUDA GPU was found", "set engine to built_in")
+    # A worker in a process of its own could not be handed the trainer's tensors.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # else it tells of each sleep
     try:
         import vllm
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
             f"engine is vllm, but vLLM cannot be imported: {first_line(error)}",
             "pip install 'prefloop[vllm]' (docs/rollout.md), or set engine to built_in",

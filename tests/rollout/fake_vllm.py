@@ -65,7 +65,7 @@ class LLM:
     def __init__(self, model: str, **given: Any) -> None:
         declared("LLM", given)
         if given["gpu_memory_utilization"] > 0.9:
-            raise ValueError("Free memory on device is less than desired GPU memory utilization\nand so on")
+            raise ValueError("1 validation error\n  Free memory on device is less than desired")
         assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0", "tensors could not pass"
         folder = Path(model)
         self.given, self.calls, self.asleep = given, ["LLM"], False
@@ -142,6 +142,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     monkeypatch.setitem(sys.modules, "vllm", sys.modules[__name__])
     monkeypatch.setattr("prefloop.rollout.vllm_engine.torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setattr(LLM, "made", [])
     monkeypatch.setattr(LLM, "finish", None)
     return LLM
