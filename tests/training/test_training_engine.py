@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from prefloop.errors import StopRequested
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.on_policy import OnPolicyTrainer
 from tests.rollout import fake_vllm
-from tests.tiny import StopAfter
+from tests.tiny import StopAfter, StopAtCall
 from tests.training.trainings import (
     group_trainer,
     online_dpo_trainer,
@@ -83,7 +84,7 @@ def test_a_training_on_another_engine_goes_on_after_a_stop(vllm: Any, tmp_path: 
     trainer.train(Checkpoints(tmp_path / "whole", 1e9), whole)
     expected = weights(trainer.policy)
     first, second = StopAfter(2), StopAfter()
-    with pytest.raises(Exception, match="stopped after step 2"):
+    with pytest.raises(StopRequested, match="stopped after step 2"):
         group_trainer("grpo", tmp_path / "cut", **changes).train(Checkpoints(tmp_path / "cut", 1e9), first)
     trainer = group_trainer("grpo", tmp_path / "cut", **changes)
     trainer.train(Checkpoints(tmp_path / "cut", 1e9), second)
@@ -145,3 +146,17 @@ def test_a_correction_of_nothing_changes_next_to_nothing(tmp_path: Path) -> None
     for without, corrected in zip(*rows, strict=True):
         assert corrected["policy_loss"] == pytest.approx(without["policy_loss"], abs=1e-4)
         assert corrected["grad_norm"] == pytest.approx(without["grad_norm"], rel=1e-2)
+
+
+def test_a_stop_between_two_updates_keeps_what_the_engine_said(tmp_path: Path) -> None:
+    # At a cap of 1 every weight hangs on the rounding between engine and trainer.
+    changes = {"steps": 1, "minibatches": 2, "select_kl": 0.0, "importance_cap": 1.0}
+    whole = group_trainer("grpo", tmp_path / "whole", **changes)
+    whole.train(Checkpoints(tmp_path / "whole", 1e9), StopAfter())
+    cut = group_trainer("grpo", tmp_path / "cut", **changes)
+    with pytest.raises(StopRequested, match="1 updates of the next"):
+        cut.train(Checkpoints(tmp_path / "cut", 1e9), StopAtCall(2))
+    trainer = group_trainer("grpo", tmp_path / "cut", **changes)
+    trainer.train(Checkpoints(tmp_path / "cut", 1e9), StopAfter())
+    expected = weights(whole.policy)
+    assert all(torch.equal(p, expected[name]) for name, p in weights(trainer.policy).items())
