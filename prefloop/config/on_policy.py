@@ -64,6 +64,8 @@ class PolicyGradientConfig(OnPolicyConfig):
         kl_final: beta at the last step of the schedule.
         dual_clip: bound c of Ye et al. 2020 on a negative advantage's ratio; 0 turns it off.
         kl_stop: inner epochs stop when the approximate KL old/new passes this; 0 turns it off.
+        importance_cap: c of truncated importance sampling (Yao et al. 2025): a token's policy loss is
+            weighted by min(pi/pi_engine, c), as the engine that sampled it is not quite the policy; 0: off.
     """
 
     kl_coef: float = 0.05
@@ -73,6 +75,7 @@ class PolicyGradientConfig(OnPolicyConfig):
     kl_final: float = 0.0
     dual_clip: float = 0.0
     kl_stop: float = 0.0
+    importance_cap: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +84,7 @@ class PolicyGradientConfig(OnPolicyConfig):
         at_least("kl_horizon", self.kl_horizon, 0, strict=True)
         at_least("kl_final", self.kl_final, 0)
         at_least("kl_stop", self.kl_stop, 0)
+        at_least("importance_cap", self.importance_cap, 0)
         if self.kl_control == "adaptive" and not self.kl_coef:
             raise ValueError("kl_control adaptive scales kl_coef, which must be more than 0")
         if self.dual_clip and self.dual_clip <= 1:

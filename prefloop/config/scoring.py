@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prefloop.config.parse import at_least
+from prefloop.config.parse import at_least, between
 from prefloop.config.rollout import SamplingConfig
 from prefloop.config.training import TrainingConfig
 
@@ -16,6 +16,9 @@ class ScoringConfig(TrainingConfig):
 
     Attributes:
         sampling: how the policy samples.
+        engine: what samples: "built_in", or "vllm" on a GPU, to which each new version of the weights is
+            pushed (the extra `vllm`).
+        engine_memory: with "vllm", the share of the GPU's memory that it takes while it samples.
         score_clip: the reward model's scores are clipped to +- this; 0 turns it off.
         missing_eos: a completion that did not end loses `missing_eos_penalty` ("penalty"), or is worth
             `missing_eos_score` whatever else it says ("score").
@@ -27,6 +30,8 @@ class ScoringConfig(TrainingConfig):
     """
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    engine: Literal["built_in", "vllm"] = "built_in"
+    engine_memory: float = 0.4
     score_clip: float = 0.0
     missing_eos: Literal["penalty", "score"] = "penalty"
     missing_eos_penalty: float = 1.0
@@ -37,6 +42,8 @@ class ScoringConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("sampling.temperature", self.sampling.temperature, 0, strict=True)
+        at_least("engine_memory", self.engine_memory, 0, strict=True)
+        between("engine_memory", self.engine_memory, 0, 1)
         at_least("score_clip", self.score_clip, 0)
         at_least("overlong_penalty", self.overlong_penalty, 0)
         at_least("overlong_tokens", self.overlong_tokens, 1)

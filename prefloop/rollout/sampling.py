@@ -25,12 +25,17 @@ class Rollouts:
         prompt_ids, completion_ids: tokens; a completion holds its end token if it ended.
         texts: completions without special tokens.
         ended: True where the policy wrote an end token itself.
+        logprobs: of each completion's tokens as the engine drew them (nats): at the temperature of sampling,
+            before the nucleus cuts; a greedy draw was certain, 0.
+        versions: of the weights that wrote each completion, as `Engine.update` was told.
     """
 
     prompt_ids: list[list[int]] = field(default_factory=list)
     completion_ids: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -42,16 +47,38 @@ class Rollouts:
         self.completion_ids += other.completion_ids
         self.texts += other.texts
         self.ended += other.ended
+        self.logprobs += other.logprobs
+        self.versions += other.versions
+
+
+def prompt_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SamplingConfig
+) -> ChatEncoder:
+    """What turns prompts into the tokens that a model continues.
+
+    Raises:
+        ConfigError: the longest completion fills the model's context.
+    """
+    context = context_length(model)
+    if config.max_new_tokens >= context:
+        raise ConfigError(
+            f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in {context} tokens",
+            "lower sampling.max_new_tokens",
+        )
+    return ChatEncoder(tokenizer, context)
 
 
 class Sampler:
-    """Samples from one model.
+    """The built-in engine: samples from one model, which it holds and does not copy.
 
     Args:
         model: causal language model; its weights may change between calls.
         tokenizer: pads on the left.
         config: length, temperature, nucleus.
         precision: "fp32" or "bf16".
+
+    Attributes:
+        version: of the weights, as `update` was told.
 
     Raises:
         ConfigError: the longest completion fills the model's context.
@@ -65,14 +92,16 @@ class Sampler:
         precision: str = "fp32",
     ) -> None:
         self.model, self.tokenizer, self.config, self.precision = model, tokenizer, config, precision
-        context = context_length(model)
-        if config.max_new_tokens >= context:
-            raise ConfigError(
-                f"max_new_tokens {config.max_new_tokens} leaves no room for a prompt in {context} tokens",
-                "lower sampling.max_new_tokens",
-            )
-        self.encoder = ChatEncoder(tokenizer, context)
+        self.encoder = prompt_encoder(model, tokenizer, config)
         self.stops = torch.tensor(self.encoder.stops)
+        self.version = 0
+
+    def update(self, model: PreTrainedModel, version: int) -> None:
+        """Notes the version: the weights are the model's own."""
+        self.model, self.version = model, version
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def sample(
         self,
@@ -94,7 +123,7 @@ class Sampler:
         room = self.config.max_new_tokens
         encoded = [self.encoder.prompt(prompt, room) for prompt in prompts]
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
-        done: dict[int, tuple[list[int], bool]] = {}
+        done: dict[int, tuple[list[int], list[float], bool]] = {}
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             noise = uniforms(key, [rows[i] for i in group], room)
@@ -102,11 +131,16 @@ class Sampler:
                 done[i] = result
         completions = [done[i][0] for i in range(len(encoded))]
         texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
-        return Rollouts(encoded, completions, texts, [done[i][1] for i in range(len(encoded))])
+        logprobs = [done[i][1] for i in range(len(encoded))]
+        ended = [done[i][2] for i in range(len(encoded))]
+        return Rollouts(encoded, completions, texts, ended, logprobs, [self.version] * len(encoded))
 
     @torch.no_grad()
-    def _batch(self, prompts: list[list[int]], noise: Tensor) -> list[tuple[list[int], bool]]:
-        """Completions of left-padded prompts; rows that ended leave the batch once half of it has."""
+    def _batch(self, prompts: list[list[int]], noise: Tensor) -> list[tuple[list[int], list[float], bool]]:
+        """Completions of left-padded prompts, their tokens' log-probs, and whether they ended.
+
+        Rows that ended leave the batch once half of it has.
+        """
         device = self.model.device
         width = max(len(ids) for ids in prompts)
         pad = int(self.tokenizer.pad_token_id)
@@ -117,6 +151,7 @@ class Sampler:
         stops = self.stops.to(device)
         limit = self.config.max_new_tokens
         tokens = torch.full((len(prompts), limit), pad, dtype=torch.long, device=device)
+        logprobs = torch.zeros((len(prompts), limit), dtype=torch.float64, device=device)
         lengths = torch.full((len(prompts),), limit, dtype=torch.long, device=device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         alive = torch.arange(len(prompts), device=device)  # rows still in the batch, in order
@@ -134,8 +169,9 @@ class Sampler:
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
-            chosen = draw(logits.float(), noise[alive, step], self.config)
+            chosen, drawn = draw_with_logprobs(logits.float(), noise[alive, step], self.config)
             tokens[alive[running], step] = chosen[running]
+            logprobs[alive, step] = drawn
             stopped = running & torch.isin(chosen, stops)
             lengths[alive[stopped]] = step + 1
             ended[alive[stopped]] = True
@@ -151,25 +187,32 @@ class Sampler:
                 alive, attention, step_positions = alive[keep], attention[keep], step_positions[keep]
                 chosen, running = chosen[keep], running[keep]
             step_ids = chosen.unsqueeze(1)
-        rows = tokens.tolist()
         return [
-            (row[:length], bool(flag))
-            for row, length, flag in zip(rows, lengths.tolist(), ended.tolist(), strict=True)
+            (row[:length], own[:length], bool(flag))
+            for row, own, length, flag in zip(
+                tokens.tolist(), logprobs.tolist(), lengths.tolist(), ended.tolist(), strict=True
+            )
         ]
 
 
 def draw(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
+    """The tokens of `draw_with_logprobs`."""
+    return draw_with_logprobs(logits, noise, config)[0]
+
+
+def draw_with_logprobs(logits: Tensor, noise: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Samples one token a row by inverting the distribution function at a uniform draw.
 
     Args:
         logits: (B, V) float32. noise: (B,) float64 in [0, 1).
 
     Returns:
-        (B,) int64. Temperature 0 takes the most likely token.
+        Tokens (B,) int64; temperature 0 takes the most likely one. Their log-probs (B,) float64 at that
+        temperature, before the nucleus cuts; 0 at temperature 0.
     """
     if config.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
+        return logits.argmax(dim=-1), torch.zeros_like(logits[:, 0], dtype=torch.float64)
+    whole = probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
     if config.top_p < 1:
         ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
         # A token stays while the mass before it is below top_p; the first always does.
@@ -180,4 +223,5 @@ def draw(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
     cumulative = probabilities.cumsum(dim=-1)
     target = noise.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
     # The first index whose cumulative mass exceeds the target never has probability 0.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens.squeeze(-1), whole.gather(-1, tokens).log().squeeze(-1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from prefloop.data.batching import Batch
 from prefloop.objectives.masked import masked_mean, masked_sum
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.rollout.engine import Engine
+from prefloop.rollout.sampling import Rollouts
 from prefloop.training.distribution import ranks
 from prefloop.training.noise import Key
 
@@ -53,27 +54,27 @@ class Collector:
 
     def __init__(
         self,
-        sampler: Sampler,
+        engine: Engine,
         rewards: RewardSum,
         prompts: Sequence[Mapping[str, Any]],
         group_size: int,
         key: Key,
     ) -> None:
-        self.sampler, self.rewards, self.prompts = sampler, rewards, prompts
+        self.engine, self.rewards, self.prompts = engine, rewards, prompts
         self.group_size, self.key = group_size, key
 
     def draw(self, indices: Sequence[int], step: int) -> Scored:
         """`group_size` completions of each prompt in `indices`, group by group, for 0-based `step`."""
         rows = [(i, sample) for i in indices for sample in range(self.group_size)]
         asked = [self.prompts[i]["prompt"] for i, _ in rows]
-        rollouts, scores, parts = sample_and_score(self.sampler, self.rewards, asked, (*self.key, step), rows)
+        rollouts, scores, parts = sample_and_score(self.engine, self.rewards, asked, (*self.key, step), rows)
         return Scored([i for i, _ in rows], rollouts, scores, parts)
 
 
 def sample_and_score(
-    sampler: Sampler, rewards: RewardSum, asked: Sequence[Any], key: Key, rows: Sequence[Key]
+    engine: Engine, rewards: RewardSum, asked: Sequence[Any], key: Key, rows: Sequence[Key]
 ) -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
-    """A completion of each prompt and its score, as `Sampler.sample` and `RewardSum.score` give them.
+    """A completion of each prompt and its score, as `Engine.sample` and `RewardSum.score` give them.
 
     Of several processes each samples and scores its share and gets the whole: a draw is keyed by its row, so
     it does not matter who makes it.
@@ -82,7 +83,7 @@ def sample_and_score(
 
     def own() -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
         prompts = group.share(asked)
-        rollouts = sampler.sample(prompts, key, group.share(rows))
+        rollouts = engine.sample(prompts, key, group.share(rows))
         if not prompts:
             return rollouts, torch.zeros(0), {}
         return rollouts, *rewards.score(prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
@@ -100,17 +101,26 @@ def sample_and_score(
     return rollouts, scores, parts
 
 
+def behaviour_logprobs(rollouts: Rollouts, batch: Batch) -> Tensor:
+    """What the engine said of each token that it drew: (B, T) float32 beside `as_batch`'s, 0 elsewhere."""
+    said = torch.tensor([value for row in rollouts.logprobs for value in row], dtype=torch.float32)
+    wanted = batch.wanted
+    return torch.zeros(wanted.shape, device=wanted.device).masked_scatter(wanted, said.to(wanted.device))
+
+
 @dataclass(frozen=True)
 class Experience:
     """One rollout batch, ready to learn from. A method's own class adds tensors of (B, T) or (B,).
 
     Attributes:
         batch: prompt + completion; `batch.wanted` is True on completion tokens, the end token included.
-        logprobs: (B, T) of the sampled tokens under the policy that sampled them.
+        logprobs: (B, T) of the sampled tokens under the policy that sampled them, computed by the trainer.
+        behaviour: (B, T), the same as the engine that sampled them has it.
     """
 
     batch: Batch
     logprobs: Tensor
+    behaviour: Tensor
 
     def __len__(self) -> int:
         return len(self.logprobs)

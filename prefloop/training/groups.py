@@ -6,6 +6,7 @@ reinforce_pp.py.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.ppo import policy_loss, token_rewards
 from prefloop.objectives.reinforce_pp import returns_to_go, whitened
 from prefloop.objectives.rloo import leave_one_out_advantages
-from prefloop.training.experience import Experience, Scored, rollout_figures
+from prefloop.training.experience import Experience, Scored, behaviour_logprobs, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import permutation
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -67,20 +68,20 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
         logprobs, entropy = self.policy_logprobs(batch)
         reference = self.reference_logprobs(batch) if config.weighs_kl else None
         figures |= rollout_figures(scored, batch.wanted, logprobs, entropy, reference, beta)
+        behaviour = behaviour_logprobs(scored.rollouts, batch)
+        figures |= self.engine_figures(logprobs, behaviour, batch.wanted)
         anchor = logprobs if reference is None else reference
         taken = self._informative(scored)
         kept = [row for row in range(len(scored.prompts)) if taken[row // config.group_size]]
-        experience = GroupExperience(batch, logprobs, anchor, torch.zeros_like(logprobs)).rows(kept)
+        none = torch.zeros_like(logprobs)
+        experience = GroupExperience(batch, logprobs, behaviour, anchor, none).rows(kept)
         advantages = self.advantages(
             scored.scores[kept].to(self.device),
             experience.logprobs - experience.reference,
             experience.batch.wanted,
             beta if config.kl_in == "reward" else 0.0,
         )
-        return (
-            GroupExperience(experience.batch, experience.logprobs, experience.reference, advantages),
-            figures,
-        )
+        return dataclasses.replace(experience, advantages=advantages), figures
 
     def parts(self, experience: GroupExperience, rows: Sequence[int], step: int) -> Iterator[Part]:
         """The clipped policy loss and, where it stands in the loss, the KL; normalised over `rows`."""
@@ -106,7 +107,7 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
                 tokens=tokens,
                 length=config.loss_length or config.sampling.max_new_tokens,
             )
-            loss = policy = masked_sum(weights * terms.loss, mask).sum()
+            loss = policy = masked_sum(weights * self.importance(picked) * terms.loss, mask).sum()
             metrics = {
                 "policy_loss": float(policy.detach()),
                 "clip_fraction": float(masked_sum(terms.clipped, mask).sum()) / tokens,

@@ -32,7 +32,12 @@ def permutation(key: Key, size: int) -> list[int]:
     return [int(i) for i in generator(key).permutation(size)]
 
 
+def seed_of(key: Key) -> int:
+    """A seed in [0, 2^63) for a generator that is not ours, from a key."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 def torch_seed(key: Key) -> None:
     """Seeds torch's global generators (weight initialisation, dropout) from a key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    torch.manual_seed(seed_of(key))

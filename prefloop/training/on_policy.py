@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -15,9 +16,10 @@ from prefloop.data.batching import Batch, Order
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, StopRequested, TrainingError
 from prefloop.models.adapters import reference_mode
+from prefloop.objectives.importance import importance_weights, mismatch
 from prefloop.objectives.kl import AdaptiveKL, FixedKL, ScheduledKL
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Sampler
+from prefloop.rollout.engine import make_engine
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
 from prefloop.training.distribution import added, ranks
@@ -82,17 +84,19 @@ class OnPolicyTrainer(ABC, Generic[E]):
         self.passes = Passes(
             self.device, precision, config.sampling.temperature, config.micro_batch_size, self.together
         )
-        sampler = Sampler(policy, tokenizer, config.sampling, precision)
-        self.collector = Collector(sampler, rewards, self.prompts, self.group_size, self.key)
+        self.engine = make_engine(policy, tokenizer, config, precision)
+        self.collector = Collector(self.engine, rewards, self.prompts, self.group_size, self.key)
         self.selection = Selection(
-            policy, reference, sampler, rewards, self.passes, self.held_out, config, self.key
+            policy, reference, self.engine, rewards, self.passes, self.held_out, config, self.key
         )
         self.order = Order(len(self.prompts), config.batch_size * self.together // self.group_size, self.key)
         self.updates = config.inner_epochs * config.minibatches
         self.optimisation = Optimisation(policy, config, config.steps * self.updates)
         self.controller = self.make_controller()
         self.constant = 0
-        self.kl_stop = config.kl_stop if isinstance(config, PolicyGradientConfig) else 0.0
+        gradient = config if isinstance(config, PolicyGradientConfig) else None
+        self.kl_stop = gradient.kl_stop if gradient else 0.0
+        self.importance_cap = gradient.importance_cap if gradient else 0.0
         save_memory(policy, config)
 
     @property
@@ -141,18 +145,20 @@ class OnPolicyTrainer(ABC, Generic[E]):
         for _, optimisation in self.trained().values():
             ranks().copy_from_main(optimisation.parameters)
         recorder.resume(start)
-        for step in range(start, total):
-            learning = learning or self._begin(step)
-            while not learning.finished:
-                self._pause(checkpoints, recorder, step, learning)
-                self.advance(learning, step)
-            figures = {**learning.figures, **learning.means()}
-            self.controller.update(figures.get("objective/kl", 0.0), len(learning.experience))
-            if self.selection.due(step + 1):
-                figures.update(self.selection.look(step + 1))
-            recorder.log(step + 1, total, figures)
-            learning = None
-            self._pause(checkpoints, recorder, step + 1)
+        with closing(self.engine):
+            for step in range(start, total):
+                learning = learning or self._begin(step)
+                while not learning.finished:
+                    self._pause(checkpoints, recorder, step, learning)
+                    self.advance(learning, step)
+                figures = {**learning.figures, **learning.means()}
+                self.controller.update(figures.get("objective/kl", 0.0), len(learning.experience))
+                if self.selection.due(step + 1):
+                    self._push(step + 1)
+                    figures.update(self.selection.look(step + 1))
+                recorder.log(step + 1, total, figures)
+                learning = None
+                self._pause(checkpoints, recorder, step + 1)
         self.selection.restore()
         self.policy.eval()
 
@@ -191,7 +197,13 @@ class OnPolicyTrainer(ABC, Generic[E]):
         norm, rate = self.optimisation.step(number)
         return {"grad_norm": norm, "learning_rate": rate}
 
+    def _push(self, version: int) -> None:
+        """Gives the engine the policy's weights after `version` rollout batches, unless it has them."""
+        if self.engine.version != version:
+            self.engine.update(self.policy, version)
+
     def _begin(self, step: int) -> Learning[E]:
+        self._push(step)
         experience, figures = self.collect(step)
         self.constant = self.constant + 1 if figures.get("constant") else 0
         if self.constant == CONSTANT_LIMIT:
@@ -237,6 +249,20 @@ class OnPolicyTrainer(ABC, Generic[E]):
                 batch, lambda part: self.passes.logprobs(self.reference, part)[:1]
             )
         return logprobs
+
+    def engine_figures(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, float]:
+        """How far the engine that sampled is from the trainer on a rollout batch, (B, T) each."""
+        figures = {f"engine/{name}": value for name, value in mismatch(logprobs, behaviour, mask).items()}
+        if self.importance_cap:
+            weights = importance_weights(logprobs, behaviour, self.importance_cap)
+            figures["engine/capped"] = float((weights >= self.importance_cap)[mask].float().mean())
+        return figures
+
+    def importance(self, picked: Experience) -> Tensor | float:
+        """Weights (B, T) of the policy's token losses; 1 where `importance_cap` is off."""
+        if not self.importance_cap:
+            return 1.0
+        return importance_weights(picked.logprobs, picked.behaviour, self.importance_cap)
 
     def _pause(
         self, checkpoints: Checkpoints, recorder: Recorder, step: int, learning: Learning[E] | None = None

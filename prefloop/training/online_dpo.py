@@ -13,7 +13,7 @@ from prefloop.objectives.dpo import dpo_loss
 from prefloop.objectives.kl import FixedKL
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.online_dpo import preference
-from prefloop.training.experience import Experience, rollout_figures
+from prefloop.training.experience import Experience, behaviour_logprobs, rollout_figures
 from prefloop.training.loop import Part
 from prefloop.training.noise import uniforms
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -53,6 +53,8 @@ class OnlineDPOTrainer(OnPolicyTrainer[PairExperience]):
         logprobs, entropy = self.policy_logprobs(batch)
         reference = self.reference_logprobs(batch)
         figures = rollout_figures(scored, batch.wanted, logprobs, entropy, reference, self.config.beta)
+        behaviour = behaviour_logprobs(scored.rollouts, batch)
+        figures |= self.engine_figures(logprobs, behaviour, batch.wanted)
         pairs = scored.scores.view(-1, 2)
         draws = uniforms((*self.key, step, "label"), [(i,) for i in scored.prompts[::2]], 1)[:, 0]
         first = preference(pairs, self.config.labels, draws)
@@ -63,6 +65,7 @@ class OnlineDPOTrainer(OnPolicyTrainer[PairExperience]):
         experience = PairExperience(
             batch,
             logprobs,
+            behaviour,
             masked_sum(reference, batch.wanted),
             torch.stack([first, 1 - first], dim=-1).flatten().to(self.device),
         )

@@ -23,7 +23,7 @@ from prefloop.objectives.ppo import (
     value_loss,
 )
 from prefloop.rewards.sources import RewardSum
-from prefloop.training.experience import Experience, rollout_figures
+from prefloop.training.experience import Experience, behaviour_logprobs, rollout_figures
 from prefloop.training.looks import Row
 from prefloop.training.loop import Part
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -95,8 +95,10 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, mask)
         figures = rollout_figures(scored, mask, logprobs, entropy, reference, beta)
+        behaviour = behaviour_logprobs(scored.rollouts, batch)
+        figures |= self.engine_figures(logprobs, behaviour, mask)
         figures["explained_variance"] = float(explained_variance(values, returns, mask))
-        return PPOExperience(batch, logprobs, values, advantages, returns), figures
+        return PPOExperience(batch, logprobs, behaviour, values, advantages, returns), figures
 
     def parts(self, experience: PPOExperience, rows: Sequence[int], step: int) -> Iterator[Part]:
         """Clipped policy and value losses, each a mean over the real tokens of `rows`."""
@@ -113,7 +115,7 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
                 clip_range=config.clip_range,
                 dual_clip=config.dual_clip,
             )
-            policy = masked_sum(terms.loss, mask).sum() / tokens
+            policy = masked_sum(self.importance(picked) * terms.loss, mask).sum() / tokens
             errors = value_loss(values, picked.values, picked.returns, clip_range=config.value_clip_range)
             value = masked_sum(errors, mask).sum() / tokens
             yield Part(

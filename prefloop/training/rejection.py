@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefloop.errors import DataError
 from prefloop.files import read_json, write_json
 from prefloop.objectives.best_of_n import best_of, kl_bound
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Sampler
+from prefloop.rollout.engine import make_engine
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ranks
 from prefloop.training.experience import Collector
@@ -65,8 +66,8 @@ class RejectionTrainer:
             )
         self.policy, self.tokenizer, self.prompts = policy, tokenizer, prompts
         self.config, self.precision, self.key = config, precision, (seed, "rejection")
-        sampler = Sampler(policy, tokenizer, config.sampling, precision)
-        self.collector = Collector(sampler, rewards, prompts, config.group_size, self.key)
+        self.engine = make_engine(policy, tokenizer, config, precision)
+        self.collector = Collector(self.engine, rewards, prompts, config.group_size, self.key)
         self.per_round = steps_in(len(prompts), config.batch_size, config.epochs, config.steps)
         self.rounds: dict[int, Round] = {}
 
@@ -95,19 +96,20 @@ class RejectionTrainer:
                 yield Part(part.loss, {**part.metrics, **figures} if of_round else part.metrics)
                 figures = {}
 
-        outcome = train(
-            self.policy,
-            self.config,
-            self.config.rounds * self.per_round,
-            parts,
-            key=self.key,
-            checkpoints=checkpoints,
-            recorder=recorder,
-            what="rejection",
-            observer=observer,
-        )
-        for number in range(self.config.rounds):  # a resumed training has not seen those before
-            self._open(number, checkpoints)
+        with closing(self.engine):
+            outcome = train(
+                self.policy,
+                self.config,
+                self.config.rounds * self.per_round,
+                parts,
+                key=self.key,
+                checkpoints=checkpoints,
+                recorder=recorder,
+                what="rejection",
+                observer=observer,
+            )
+            for number in range(self.config.rounds):  # a resumed training has not seen those before
+                self._open(number, checkpoints)
         return outcome
 
     def _open(self, number: int, checkpoints: Checkpoints) -> None:
@@ -120,6 +122,8 @@ class RejectionTrainer:
             found = Round([Encoded(**row) for row in kept["rows"]], kept["figures"])
         else:
             self.policy.eval()
+            if self.engine.version != number:
+                self.engine.update(self.policy, number)
             found = self._sample(number)
             self.policy.train()
             if ranks().main:

@@ -12,7 +12,7 @@ from prefloop.config.on_policy import OnPolicyConfig
 from prefloop.models.adapters import reference_mode
 from prefloop.objectives.masked import masked_sum
 from prefloop.rewards.sources import RewardSum
-from prefloop.rollout.sampling import Sampler
+from prefloop.rollout.engine import Engine
 from prefloop.training.checkpoints import load_trainable, trainable_state
 from prefloop.training.experience import sample_and_score
 from prefloop.training.looks import LOOKS, Row, apart, look_rows, passes_mark
@@ -30,7 +30,8 @@ class Selection:
     """Looks at the policy on held-out prompts from time to time and keeps the best weights.
 
     Args:
-        policy: being trained. reference: what its KL is measured to.
+        policy: being trained. reference: what its KL is measured to. engine: has the policy's weights when
+            `look` is called.
         held_out: prompts that no rollout is sampled from; without any, the last weights are kept.
         key: of the training, such as (seed, "ppo"). Every look draws with the same noise.
 
@@ -43,14 +44,14 @@ class Selection:
         self,
         policy: PreTrainedModel,
         reference: PreTrainedModel,
-        sampler: Sampler,
+        engine: Engine,
         rewards: RewardSum,
         passes: Passes,
         held_out: Sequence[Row],
         config: OnPolicyConfig,
         key: Key,
     ) -> None:
-        self.policy, self.reference, self.sampler = policy, reference, sampler
+        self.policy, self.reference, self.engine = policy, reference, engine
         self.rewards, self.passes, self.config, self.key = rewards, passes, config, key
         self.held_out, self.prompts = held_out, [row["prompt"] for row in held_out]
         self.best: dict[str, Any] = {}
@@ -66,8 +67,8 @@ class Selection:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
         noise = [(*self.key, "select", i) for i in range(len(self.prompts))]
-        rollouts, scores, _ = sample_and_score(self.sampler, self.rewards, self.prompts, (), noise)
-        pad_id = int(self.sampler.tokenizer.pad_token_id)
+        rollouts, scores, _ = sample_and_score(self.engine, self.rewards, self.prompts, (), noise)
+        pad_id = int(self.engine.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
         (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
         with reference_mode(self.reference):
@@ -78,7 +79,7 @@ class Selection:
         mean = float(scores.mean())
         if passes_mark(step, self.config.steps, LOOKS, self.config.select_every):
             summed = masked_sum(own, batch.wanted)
-            self.looks += look_rows(step, self.held_out, rollouts, summed, noise, self.sampler.config)
+            self.looks += look_rows(step, self.held_out, rollouts, summed, noise, self.config.sampling)
         # Within the budget the higher score wins; while nothing is within it, the lower KL.
         rank = [1.0, mean] if kl <= self.config.select_kl else [0.0, -kl]
         if not self.best or rank > self.best["rank"]:
