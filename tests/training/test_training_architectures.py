@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,13 +37,12 @@ from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
 from prefloop.rewards.sources import LearnedReward, RewardSum
-from prefloop.rollout import sampling
-from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.direct import encode_comparisons
 from prefloop.training.dpo import fit_dpo
 from prefloop.training.language_model import encode_demonstrations, finetune
-from prefloop.training.noise import Key, uniforms
+from prefloop.training.noise import Key
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model
@@ -161,32 +159,10 @@ def save_encoder(folder: Path) -> None:
     tokens.save_pretrained(folder)
 
 
-def recorded(
-    model: PreTrainedModel, tokens: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> tuple[Rollouts, list[list[float]]]:
-    """Rollouts, and the log-prob of each token from the logits that it was drawn from."""
-    noise = uniforms(KEY, [(i,) for i in range(len(prompts))], ROOM)
-    place = {float(noise[i, t]): (i, t) for i in range(len(prompts)) for t in range(ROOM)}
-    seen: dict[tuple[int, int], float] = {}
-    draw = sampling.draw
-
-    def watched(logits: Tensor, row_noise: Tensor, config: SamplingConfig) -> Tensor:
-        chosen = draw(logits, row_noise, config)
-        logprobs = torch.log_softmax(logits / config.temperature, dim=-1)
-        for row, token, value in zip(logprobs, chosen.tolist(), row_noise.tolist(), strict=True):
-            seen[place[value]] = float(row[token])
-        return chosen
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "draw", watched)
-        config = SamplingConfig(max_new_tokens=ROOM, temperature=TEMPERATURE)
-        rollouts = Sampler(model, tokens, config).sample(prompts, KEY)
-    return rollouts, [[seen[i, t] for t in range(len(ids))] for i, ids in enumerate(rollouts.completion_ids)]
-
-
 def assert_sampling_is_what_training_sees(model: PreTrainedModel, tokens: PreTrainedTokenizerBase) -> None:
     prompts = [*tiny.QUESTIONS[:3], "Is the kettle that stands beside the lamp blue, or is it red?", "a"]
-    rollouts, behaviour = recorded(model, tokens, prompts)
+    config = SamplingConfig(max_new_tokens=ROOM, temperature=TEMPERATURE)
+    rollouts = Sampler(model, tokens, config).sample(prompts, KEY)
     batch = pad(
         [p + c for p, c in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)],
         [
@@ -201,9 +177,9 @@ def assert_sampling_is_what_training_sees(model: PreTrainedModel, tokens: PreTra
             model, batch.input_ids, batch.attention_mask, batch.wanted, temperature=TEMPERATURE
         )
     model.eval()
-    for row, wanted, own in zip(logprobs, batch.wanted, behaviour, strict=True):
+    for row, wanted, own in zip(logprobs, batch.wanted, rollouts.logprobs, strict=True):
         torch.testing.assert_close(row[wanted], torch.tensor(own), atol=1e-4, rtol=0)
-    assert len({round(value, 3) for value in itertools.chain(*behaviour)}) > ROOM
+    assert len({round(value, 3) for value in itertools.chain(*rollouts.logprobs)}) > ROOM
     assert max(len(p) for p in rollouts.prompt_ids) > 2 * WINDOW["sliding_window"]
 
 
@@ -277,7 +253,9 @@ def test_a_family_goes_through_every_training(name: str, tmp_path: Path) -> None
     ids = torch.tensor([reward_model.encode(questions[0], answers[0])])
     with torch.no_grad():
         (raw,) = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
-    assert raw.item() == pytest.approx(scores[0].item() * reward_model.std + reward_model.mean, abs=1e-6)
+    assert raw.item() == pytest.approx(
+        scores[0].item() * reward_model.normalisation.std + reward_model.normalisation.mean, abs=1e-6
+    )
     assert reader.chat_template == reward_model.tokenizer.chat_template
 
     policy, _ = load_policy(tmp_path / "sft")
