@@ -25,7 +25,7 @@ from prefloop.files import write_json, write_jsonl
 from prefloop.training.environment import resolve
 from tasks import sft
 from tasks.support.keys import stage_key
-from tasks.support.ranks import shared
+from tasks.support.sharing import shared
 from tests import tiny
 from tests.training.trainings import DEMONSTRATIONS
 
