@@ -8,6 +8,7 @@ they are started is in tasks/support/sharing.py; nothing here needs torch.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,21 @@ def following() -> Iterator[None]:
     """The block of a process that is not rank 0; it ends well where rank 0 writes, or was asked to stop."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a pipeline send them to all processes
         signal.signal(number, signal.SIG_IGN)
-    watch_parent(lambda: os._exit(128 + signal.SIGTERM))
-    with suppress(Finished, StopRequested):
-        yield
+    watch_parent(_orphaned)
+    try:
+        with suppress(Finished, StopRequested):
+            yield
+    except BaseException:
+        _clear()
+        raise
+
+
+def _orphaned() -> None:
+    _clear()
+    os._exit(128 + signal.SIGTERM)
+
+
+def _clear() -> None:
+    """Removes the folder where the processes met: rank 0 may not be there any more to do it."""
+    if own := place():
+        shutil.rmtree(own.meeting.parent, ignore_errors=True)
