@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -195,7 +194,7 @@ def joined(
     if sys.platform == "linux":
         about["GLOO_SOCKET_IFNAME"] = "lo"  # reachable on this machine alone
     # accelerate reads these variables, which no process that this one starts is to inherit.
-    with mock.patch.dict(os.environ, about), _answered():
+    with _variables(about), _answered():
         PartialState(
             cpu=device == "cpu",
             store=store,
@@ -214,6 +213,18 @@ def joined(
         dist.destroy_process_group()
     finally:
         PartialState._reset_state()
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the length of the block; all are then as they were."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from prefloop.models.loading import context_length
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.environment import Environment, apply
 from tasks.support.flatten import flatten
-from tasks.support.ranks import shared
+from tasks.support.sharing import shared
 from tasks.support.stage import Stage
 
 # How a training is laid out on the machine, and how it is watched. The weights are the same up to rounding,

@@ -25,7 +25,7 @@ from prefloop.files import write_json, write_jsonl
 from prefloop.training.environment import resolve
 from tasks import sft
 from tasks.support.keys import stage_key
-from tasks.support.ranks import shared
+from tasks.support.sharing import shared
 from tests import tiny
 from tests.training.trainings import DEMONSTRATIONS
 
@@ -132,9 +132,11 @@ def test_two_processes_through_deaths_and_stops_make_what_one_makes(
 
     process = start(workspace, 2)
     other = under_way(workspace, process, 4)
+    met = Path(other.environ()["PREFLOOP_RANK"].split(":", 2)[2]).parent
     process.kill()
     assert ended(process)[0] == -signal.SIGKILL
     assert gone(other), "rank 0 is dead, and its process lives on"
+    assert not met.exists(), "and left nothing in the folder for temporary files"
 
     process = start(workspace, 2)
     other = under_way(workspace, process, 4)
