@@ -123,7 +123,7 @@ def test_a_preset_trains_every_stage(name: str, workspace: Path) -> None:
 
 def documented_metrics(stage: str) -> set[str]:
     """Names in the tables headed "metric" of a stage's page and of the page that training stages share."""
-    pages = [stage, "training", *(["reward"] if stage == "judge" else [])]
+    pages = [stage, "training", "looks", *(["reward"] if stage == "judge" else [])]
     names = set()
     for page in pages:
         in_table = False

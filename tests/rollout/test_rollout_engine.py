@@ -15,9 +15,9 @@ from prefloop.errors import ConfigError
 from prefloop.objectives.importance import mismatch
 from prefloop.rollout.engine import Engine, make_engine
 from prefloop.rollout.sampling import Rollouts, Sampler, draw, draw_with_logprobs
-from prefloop.training.experience import as_batch, behaviour_logprobs
+from prefloop.training.experience import behaviour_logprobs
 from prefloop.training.noise import uniforms
-from prefloop.training.passes import Passes
+from prefloop.training.passes import Passes, as_batch
 from tests import tiny
 
 KEY = (0, "engine")

@@ -18,8 +18,8 @@ from prefloop.objectives.importance import mismatch
 from prefloop.rollout.engine import make_engine
 from prefloop.rollout.sampling import Sampler
 from prefloop.rollout.vllm_engine import VLLMEngine
-from prefloop.training.experience import as_batch, behaviour_logprobs
-from prefloop.training.passes import Passes
+from prefloop.training.experience import behaviour_logprobs
+from prefloop.training.passes import Passes, as_batch
 from tests import tiny
 from tests.rollout import fake_vllm
 

@@ -159,7 +159,7 @@ def test_on_policy_looks_are_what_the_selection_saw(tmp_path: Path) -> None:
     kls = {row["step"]: row["select/kl"] for row in recorder.rows if "select/kl" in row}
     rows = trainer.selection.looks
     assert sorted({row["step"] for row in rows}) == sorted(kls) == [2, 4, 5]
-    encoder = trainer.selection.sampler.encoder
+    encoder = trainer.selection.engine.encoder
     for step, kl in kls.items():
         ratios = []
         for row in rows:
