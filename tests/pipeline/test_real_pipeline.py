@@ -155,23 +155,6 @@ def test_the_kl_coefficient_touches_ppo_and_its_evaluation_and_comes_back_from_t
     assert workspace.weights() == before
 
 
-def test_a_variant_of_a_method_runs_alone_and_is_compared(workspace: Workspace) -> None:
-    before = workspace.weights()
-    parameters = (workspace.root / "params.yaml").read_text()
-    output = workspace.run("--set", "policies.ppo.ppo-loose={method: ppo, kl_coef: 0.02}")
-    ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
-    assert ran == {"ppo@ppo-loose", "evaluate@ppo-loose", "looks", "report"}
-    assert {name: data for name, data in workspace.weights().items() if name in before} == before
-    assert set(workspace.read("metrics/evaluate.json")["policies"]) == {
-        "base", "sft", "ppo", "dpo", "ppo-loose",
-    }  # fmt: skip
-    assert workspace.read("runs/ppo-loose.json")["stage"] == "ppo@ppo-loose"
-    (workspace.root / "params.yaml").write_text(parameters)
-    assert "ppo@ppo-loose" not in workspace.plan()
-    workspace.run()
-    assert set(workspace.read("metrics/evaluate.json")["policies"]) == {"base", "sft", "ppo", "dpo"}
-
-
 def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Workspace) -> None:
     file = workspace.root / "prefloop/objectives/dpo.py"
     text = file.read_text()
@@ -205,3 +188,18 @@ def test_added_comparisons_leave_sft_and_the_evaluation_prompts(workspace: Works
     after = workspace.weights()
     assert {name.split("/")[1] for name in before if before[name] != after[name]} == {"reward", "ppo", "dpo"}
     assert (workspace.root / "data/validated/evaluation.jsonl").read_bytes() == prompts
+
+
+def test_a_variant_of_a_method_runs_alone_and_is_compared(workspace: Workspace) -> None:
+    before = workspace.weights()
+    parameters = (workspace.root / "params.yaml").read_text()
+    output = workspace.run("--set", "policies.ppo.ppo-loose={method: ppo, kl_coef: 0.02}")
+    ran = {line.split()[0] for line in output.splitlines() if " ran in " in line}
+    assert ran == {"ppo@ppo-loose", "evaluate@ppo-loose", "looks", "report"}
+    assert {name: data for name, data in workspace.weights().items() if name in before} == before
+    assert set(workspace.read("metrics/evaluate.json")["policies"]) == {
+        "base", "sft", "ppo", "dpo", "ppo-loose",
+    }  # fmt: skip
+    assert workspace.read("runs/ppo-loose.json")["stage"] == "ppo@ppo-loose"
+    (workspace.root / "params.yaml").write_text(parameters)
+    assert "ppo@ppo-loose" not in workspace.plan()
