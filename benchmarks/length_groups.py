@@ -24,8 +24,9 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.data import batching
 from prefloop.data.comparisons import rankings
 from prefloop.models.creating import create_model, train_tokenizer
-from prefloop.training.direct import EncodedComparison, encode_comparisons, policy_pairs
+from prefloop.training.direct import policy_pairs
 from prefloop.training.dpo import dpo_part
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.reference import reference_logprobs
 from prefloop.world import build
 from prefloop.world.facts import World

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prefloop.config.orpo import ORPOConfig
 from prefloop.models.adapters import attach
-from prefloop.training.orpo import fit_orpo, held_out_figures
+from prefloop.training.direct import comparison_figures, fit_comparisons
+from prefloop.training.orpo import orpo_part
 from tasks.support.direct_fitting import comparisons, finish, start, watched
 from tasks.support.policy_stage import open_policy
 
@@ -21,8 +22,10 @@ def main() -> None:
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
         looks = watched(stage, begun, policy)
-        outcome = fit_orpo(policy, tokenizer, rows.fitted, config, **begun.watched_by(looks))
-        figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
+        part = orpo_part(config)
+        run = begun.watched_by(looks)
+        outcome = fit_comparisons(policy, tokenizer, rows.fitted, part, config, "orpo", **run)
+        figures = comparison_figures(policy, tokenizer, rows.held, part, begun.precision)
         what = f"The {'SFT policy' if config.start == 'sft' else 'base model'}, tuned by ORPO."
         found = {**rows.counts, "held_out": figures, **outcome}
         finish(stage, policy, tokenizer, what, rows.about, found, looks)

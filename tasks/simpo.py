@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prefloop.config.simpo import SimPOConfig
 from prefloop.models.adapters import attach
-from prefloop.training.simpo import fit_simpo, held_out_figures
+from prefloop.training.direct import comparison_figures, fit_comparisons
+from prefloop.training.simpo import simpo_part
 from tasks.support.direct_fitting import comparisons, finish, start, watched
 from tasks.support.policy_stage import open_policy
 
@@ -21,8 +22,10 @@ def main() -> None:
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)
         looks = watched(stage, begun, policy)
-        outcome = fit_simpo(policy, tokenizer, rows.fitted, config, **begun.watched_by(looks))
-        figures = held_out_figures(policy, tokenizer, rows.held, config, begun.precision)
+        part = simpo_part(config)
+        run = begun.watched_by(looks)
+        outcome = fit_comparisons(policy, tokenizer, rows.fitted, part, config, "simpo", **run)
+        figures = comparison_figures(policy, tokenizer, rows.held, part, begun.precision)
         what = "The SFT policy, tuned by SimPO."
         found = {**rows.counts, "held_out": figures, **outcome}
         finish(stage, policy, tokenizer, what, rows.about, found, looks)

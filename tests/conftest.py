@@ -42,6 +42,17 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def stage_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, where a stage that runs in this process is recorded nowhere."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    return tmp_path
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: who is done early finds short ones to take over. A shared long run before all others.
 

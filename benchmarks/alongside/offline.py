@@ -21,14 +21,17 @@ from prefloop.data.unpaired import Unpaired
 from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.dpo import encode_comparisons, fit_dpo, reference_logprobs
+from prefloop.training.direct import fit_comparisons
+from prefloop.training.dpo import fit_dpo
 from prefloop.training.kto import encode_unpaired, fit_kto, kto_reference, training_steps
 from prefloop.training.language_model import encode_demonstrations, finetune
 from prefloop.training.noise import permutation
-from prefloop.training.orpo import fit_orpo
+from prefloop.training.orpo import orpo_part
+from prefloop.training.pairs import encode_comparisons
 from prefloop.training.recorder import Silent
+from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model
-from prefloop.training.simpo import fit_simpo
+from prefloop.training.simpo import simpo_part
 
 COMMON = {
     "learning_rate": 1e-3,
@@ -109,9 +112,10 @@ def _without_reference(side: Side, recording: Recording) -> None:
     config = CONFIGS[side.row.method](**side.section)
     model, tokenizer = load_policy(side.material.policy)
     comparisons, _ = encode_comparisons(_rankings(side), tokenizer, config)
-    fit = fit_orpo if side.row.method == "orpo" else fit_simpo
+    method = side.row.method
+    part = orpo_part(config) if method == "orpo" else simpo_part(config)
     with recording.watching(model):
-        fit(model, tokenizer, comparisons, config, **_run(side, recording))
+        fit_comparisons(model, tokenizer, comparisons, part, config, method, **_run(side, recording))
 
 
 def _reward(side: Side, recording: Recording) -> None:

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from prefloop.config.base import ArchitectureConfig
-from prefloop.data.templates import END, PAD, ROLE_TEMPLATE, ROLE_TOKENS
+from prefloop.data.default_templates import END, PAD, ROLE_TEMPLATE, ROLE_TOKENS
 from prefloop.errors import ConfigError, ModelError
 from prefloop.models.loading import turn_dropout_off
 from prefloop.training.noise import torch_seed

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from prefloop.data.templates import ROLE_TEMPLATE, ChatEncoder, as_messages, render
+from prefloop.data.default_templates import ROLE_TEMPLATE
+from prefloop.data.templates import ChatEncoder, as_messages, render
 from prefloop.errors import ModelError
 from prefloop.files import atomic_folder, read_json
 from prefloop.models.loading import context_length, load_policy

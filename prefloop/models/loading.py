@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from prefloop.data.templates import PAD, ensure_chat_template
+from prefloop.data.default_templates import PAD, ensure_chat_template
 from prefloop.errors import ModelError
 
 # What transformers raises for files that are missing, damaged, of another shape or of another library.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +61,28 @@ def ranking_loss(
     Returns:
         The scalar loss (0 with gradient when all are tied), and counts of rightly ordered pairs, pairs, ties.
     """
+
+    def loss(better: Tensor, worse: Tensor) -> Tensor:
+        return pairwise_loss(better, worse, margin=margin, probability=probability).mean()
+
+    return compared(scores, ranks, loss, centering)
+
+
+def compared(
+    scores: Tensor, ranks: list[int], loss: Callable[[Tensor, Tensor], Tensor], centering: float
+) -> Comparison:
+    """A ranking's loss and counts.
+
+    Args:
+        scores, ranks, centering: as for `ranking_loss`.
+        loss: from the (P,) scores of better and worse completions, pair by pair, to a scalar.
+    """
     pairs, ties = pair_indices(ranks)
     if not pairs:
         return Comparison(scores.sum() * 0.0, torch.zeros((), device=scores.device), 0, ties)
     better = scores[[i for i, _ in pairs]]
     worse = scores[[j for _, j in pairs]]
-    loss = pairwise_loss(better, worse, margin=margin, probability=probability).mean()
+    total = loss(better, worse)
     if centering:
-        loss = loss + centre(better, worse, centering)
-    return Comparison(loss, (better > worse).sum(), len(pairs), ties)
+        total = total + centre(better, worse, centering)
+    return Comparison(total, (better > worse).sum(), len(pairs), ties)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefloop.objectives.bradley_terry import Comparison, centre
-from prefloop.objectives.pairs import pair_indices
+from prefloop.objectives.bradley_terry import Comparison, compared
 
 
 def choice_losses(scores: Tensor, ranks: list[int], *, margin: float = 0.0) -> Tensor:
@@ -50,15 +49,12 @@ def ranking_loss(
     Returns:
         The scalar loss (0 with gradient when all are tied), and counts of rightly ordered pairs, pairs, ties.
     """
-    pairs, ties = pair_indices(ranks)
-    if not pairs:
-        return Comparison(scores.sum() * 0.0, torch.zeros((), device=scores.device), 0, ties)
-    better = scores[[i for i, _ in pairs]]
-    worse = scores[[j for _, j in pairs]]
-    loss = choice_losses(scores, ranks, margin=margin).mean()
-    if probability != 1:
+
+    def loss(better: Tensor, worse: Tensor) -> Tensor:
+        stands = choice_losses(scores, ranks, margin=margin).mean()
+        if probability == 1:
+            return stands
         reversed_loss = choice_losses(scores, [-rank for rank in ranks], margin=-margin).mean()
-        loss = probability * loss + (1 - probability) * reversed_loss
-    if centering:
-        loss = loss + centre(better, worse, centering)
-    return Comparison(loss, (better > worse).sum(), len(pairs), ties)
+        return probability * stands + (1 - probability) * reversed_loss
+
+    return compared(scores, ranks, loss, centering)

@@ -15,27 +15,15 @@ from prefloop.objectives.dpo import dpo_loss, robust_dpo_loss
 from prefloop.objectives.hinge import hinge_loss
 from prefloop.objectives.ipo import ipo_loss
 from prefloop.training.direct import (
-    EncodedComparison,
     PairsPart,
     PolicyPairs,
     Run,
     comparison_figures,
-    encode_comparisons,
     fit_comparisons,
     reward_part,
 )
 from prefloop.training.loop import Part
-from prefloop.training.reference import reference_logprobs
-
-# Encoding and reference log-probs are shared, and part of what a DPO training calls.
-__all__ = [
-    "dpo_part",
-    "encode_comparisons",
-    "fit_dpo",
-    "held_out_figures",
-    "pair_terms",
-    "reference_logprobs",
-]
+from prefloop.training.pairs import EncodedComparison
 
 
 def pair_terms(pairs: PolicyPairs, reference: Tensor, config: DPOConfig) -> PairTerms:

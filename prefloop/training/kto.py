@@ -23,10 +23,11 @@ from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.data.unpaired import Unpaired
 from prefloop.errors import DataError
 from prefloop.objectives.kto import kto_loss, reference_point
-from prefloop.training.direct import Cut, Run, completion_logprobs, is_cut, summed
+from prefloop.training.direct import Run, completion_logprobs, summed
 from prefloop.training.distribution import ALONE, Ranks, ranks
 from prefloop.training.loop import Part, train
 from prefloop.training.noise import Key, permutation
+from prefloop.training.pairs import Cut, is_cut
 from prefloop.training.reference import row_logprobs
 
 

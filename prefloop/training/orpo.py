@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.orpo import ORPOConfig
 from prefloop.objectives.orpo import orpo_loss
-from prefloop.training.direct import (
-    EncodedComparison,
-    PairsPart,
-    PolicyPairs,
-    Run,
-    comparison_figures,
-    fit_comparisons,
-)
+from prefloop.training.direct import PairsPart, PolicyPairs
 from prefloop.training.loop import Part
 
 
 def orpo_part(config: ORPOConfig) -> PairsPart:
-    """What a step adds up."""
+    """What a step adds up, for `fit_comparisons` and `comparison_figures`: no reference is asked."""
 
     def part(pairs: PolicyPairs, rows: Sequence[int], count: int) -> Part:
         terms = orpo_loss(
@@ -40,32 +30,3 @@ def orpo_part(config: ORPOConfig) -> PairsPart:
         )
 
     return part
-
-
-def fit_orpo(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    comparisons: Sequence[EncodedComparison],
-    config: ORPOConfig,
-    **run: Unpack[Run],
-) -> dict[str, Any]:
-    """Trains in place, without a reference; a step's loss is the mean over all pairs of its prompts.
-
-    Returns:
-        What `train` says of the training, for the stage's figures.
-
-    Raises:
-        DataError: there is no pair.
-    """
-    return fit_comparisons(model, tokenizer, comparisons, orpo_part(config), config, "orpo", **run)
-
-
-def held_out_figures(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    comparisons: Sequence[EncodedComparison],
-    config: ORPOConfig,
-    precision: str,
-) -> dict[str, float]:
-    """Loss and figures on held-out comparisons; empty without any."""
-    return comparison_figures(model, tokenizer, comparisons, orpo_part(config), precision)

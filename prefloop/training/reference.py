@@ -19,8 +19,9 @@ from prefloop.data.batching import chunks
 from prefloop.data.templates import Encoded
 from prefloop.files import atomic_file
 from prefloop.models.adapters import plain, reference_mode
-from prefloop.training.direct import EncodedComparison, completion_logprobs
+from prefloop.training.direct import completion_logprobs
 from prefloop.training.distribution import ranks
+from prefloop.training.pairs import EncodedComparison
 
 FORMAT = 1
 """Raised when what is computed from the same rows and weights changes."""

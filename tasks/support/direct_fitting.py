@@ -16,8 +16,9 @@ from prefloop.files import read_jsonl
 from prefloop.models.adapters import merge
 from prefloop.models.loading import load_policy
 from prefloop.models.saving import save_model
-from prefloop.training.direct import Cut, EncodedComparison, Run, encode_comparisons
+from prefloop.training.direct import Run
 from prefloop.training.looks import Looks, apart
+from prefloop.training.pairs import Cut, EncodedComparison, encode_comparisons
 from tasks.support.looks import PROMPTS, write_looks
 from tasks.support.stage import Stage
 from tasks.support.training import card, prepare, within_context

@@ -9,12 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from prefloop.data.batching import collate
+from prefloop.data.default_templates import PLAIN_TEMPLATE, ensure_chat_template
 from prefloop.data.templates import (
-    PLAIN_TEMPLATE,
     ChatEncoder,
     Encoded,
     Message,
-    ensure_chat_template,
     render,
     stop_ids,
 )

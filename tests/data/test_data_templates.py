@@ -6,13 +6,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prefloop.data.default_templates import PAD, PLAIN_TEMPLATE, ensure_chat_template
 from prefloop.data.templates import (
-    PAD,
-    PLAIN_TEMPLATE,
     ChatEncoder,
     Message,
     as_messages,
-    ensure_chat_template,
     render,
     stop_ids,
 )

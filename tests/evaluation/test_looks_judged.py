@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,31 +134,26 @@ def test_figures_of_a_look_by_hand() -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(stage_folder: Path) -> Path:
     """Models, RL prompts of the embedded world, and the looks of two policies."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
-    monkeypatch.setattr(sys, "argv", ["stage"])
     evaluated = {"policies": ["base", "sft", "ppo", "dpo", "off"], "bootstrap": 100, "batch_size": 8}
     params = {
         "seed": 0,
         "evaluate": evaluated,
         "compute": {"device": "cpu", "precision": "fp32", "threads": 1},
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    write_json(tmp_path / "runs" / "environment.json", ENVIRONMENT.to_dict())
-    tiny.saved(tmp_path / "models" / "sft")
-    RewardModel.create(tmp_path / "models" / "sft", seed=1).save(tmp_path / "models" / "reward")
-    write_json(tmp_path / "models" / "judge" / "judge.json", {"kind": "gold"})
+    (stage_folder / "params.yaml").write_text(yaml.safe_dump(params))
+    write_json(stage_folder / "runs" / "environment.json", ENVIRONMENT.to_dict())
+    tiny.saved(stage_folder / "models" / "sft")
+    RewardModel.create(stage_folder / "models" / "sft", seed=1).save(stage_folder / "models" / "reward")
+    write_json(stage_folder / "models" / "judge" / "judge.json", {"kind": "gold"})
     rows = [*evaluation(World.make(0), 4, 0, 0), {"id": "else", "prompt": "Hm?", "source": "a file"}]
-    write_jsonl(tmp_path / "data" / "validated" / "prompts.jsonl", rows)
-    write_jsonl(tmp_path / "reports" / "looks" / "dpo.jsonl", looked_at(3, rows))
-    write_jsonl(tmp_path / "reports" / "looks" / "ppo.jsonl", looked_at(0, rows[:3], (4, 8, 12)))
-    write_jsonl(tmp_path / "reports" / "looks" / "off.jsonl", [])
-    write_jsonl(tmp_path / "reports" / "looks" / "gone.jsonl", looked_at(3, rows))
-    return tmp_path
+    write_jsonl(stage_folder / "data" / "validated" / "prompts.jsonl", rows)
+    write_jsonl(stage_folder / "reports" / "looks" / "dpo.jsonl", looked_at(3, rows))
+    write_jsonl(stage_folder / "reports" / "looks" / "ppo.jsonl", looked_at(0, rows[:3], (4, 8, 12)))
+    write_jsonl(stage_folder / "reports" / "looks" / "off.jsonl", [])
+    write_jsonl(stage_folder / "reports" / "looks" / "gone.jsonl", looked_at(3, rows))
+    return stage_folder
 
 
 def test_the_stage_judges_every_policy_of_the_run(workspace: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,27 +26,22 @@ SMALL = {
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
-    monkeypatch.setattr(sys, "argv", ["stage"])
-    parameters(tmp_path)
+def workspace(stage_folder: Path) -> Path:
+    parameters(stage_folder)
     for name in ("base", "sft"):
-        tiny.saved(tmp_path / "models" / name)
+        tiny.saved(stage_folder / "models" / name)
     rows = [
         {"prompt": f"What colour is the {thing}, number {n}?", "chosen": "It is blue.", "rejected": "Blue."}
         for n in range(4)
         for thing in ("kettle", "lamp", "mug", "bowl")
     ]
-    folder = tmp_path / "data" / "validated"
+    folder = stage_folder / "data" / "validated"
     folder.mkdir(parents=True)
     prompts = [{"id": str(n), "prompt": f"Is the mug {n} blue?"} for n in range(6)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     importlib.import_module("tasks.environment").main()
-    return tmp_path
+    return stage_folder
 
 
 def parameters(folder: Path, **dpo: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,28 +40,23 @@ SECTIONS = {
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(stage_folder: Path) -> Path:
     """Small models, prompts and demonstrations where the stages look for them."""
-    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
-    monkeypatch.setattr(sys, "argv", ["stage"])
-    monkeypatch.chdir(tmp_path)
     params = {
         "seed": 0,
         "compute": {"device": "cpu", "precision": "fp32", "threads": 1},
         "policies": {name: {name: {}} for name in SECTIONS},
         **{name: {**SECTION, **own} for name, own in SECTIONS.items()},
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    tiny.saved(tmp_path / "models" / "sft")
-    RewardModel.create(tmp_path / "models" / "sft", seed=1).save(tmp_path / "models" / "reward")
-    (tmp_path / "data" / "validated").mkdir(parents=True)
-    write_jsonl(tmp_path / "data" / "validated" / "prompts.jsonl", PROMPTS)
-    write_jsonl(tmp_path / "data" / "validated" / "demonstrations.jsonl", DEMONSTRATIONS)
+    (stage_folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    tiny.saved(stage_folder / "models" / "sft")
+    RewardModel.create(stage_folder / "models" / "sft", seed=1).save(stage_folder / "models" / "reward")
+    (stage_folder / "data" / "validated").mkdir(parents=True)
+    write_jsonl(stage_folder / "data" / "validated" / "prompts.jsonl", PROMPTS)
+    write_jsonl(stage_folder / "data" / "validated" / "demonstrations.jsonl", DEMONSTRATIONS)
     environment = resolve(ComputeConfig(device="cpu", precision="fp32", threads=1))
-    write_json(tmp_path / "runs" / "environment.json", environment.to_dict())
-    return tmp_path
+    write_json(stage_folder / "runs" / "environment.json", environment.to_dict())
+    return stage_folder
 
 
 @pytest.mark.parametrize("stage", SECTIONS)

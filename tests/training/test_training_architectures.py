@@ -39,10 +39,10 @@ from prefloop.models.saving import save_model
 from prefloop.rewards.sources import LearnedReward, RewardSum
 from prefloop.rollout.sampling import Sampler
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.direct import encode_comparisons
 from prefloop.training.dpo import fit_dpo
 from prefloop.training.language_model import encode_demonstrations, finetune
 from prefloop.training.noise import Key
+from prefloop.training.pairs import encode_comparisons
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model

@@ -21,18 +21,18 @@ from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, TrainingError
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.direct import (
-    EncodedComparison,
     PolicyPairs,
     Run,
     comparison_figures,
     completion_logprobs,
-    encode_comparisons,
+    fit_comparisons,
     policy_pairs,
 )
 from prefloop.training.dpo import dpo_part, fit_dpo, held_out_figures
 from prefloop.training.orpo import orpo_part
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.reference import reference_logprobs
-from prefloop.training.simpo import fit_simpo, simpo_part
+from prefloop.training.simpo import simpo_part
 from tests import tiny
 from tests.tiny import StopAfter
 from tests.training.trainings import RANKINGS, SMOOTH, TRAININGS, dpo
@@ -104,8 +104,10 @@ def test_a_ranking_of_ties_alone_is_left_out(tmp_path: Path) -> None:
     assert (alone, cut.chosen_of) == ([], 0)
     with pytest.raises(DataError, match="dpo has no pair to train on"):
         fit_dpo(policy(), TOKENS, alone, [], CONFIG, **run(tmp_path, StopAfter()))
+    config = SimPOConfig()
+    part = simpo_part(config)
     with pytest.raises(DataError, match="simpo has no pair to train on"):
-        fit_simpo(policy(), TOKENS, alone, SimPOConfig(), **run(tmp_path, StopAfter()))
+        fit_comparisons(policy(), TOKENS, alone, part, config, "simpo", **run(tmp_path, StopAfter()))
 
 
 def test_an_empty_answer_is_its_end_token_alone() -> None:

@@ -14,7 +14,8 @@ from prefloop.config.training import LoraConfig
 from prefloop.data.templates import Encoded
 from prefloop.models.adapters import attach
 from prefloop.training import reference as reference_module
-from prefloop.training.direct import EncodedComparison, completion_logprobs, encode_comparisons
+from prefloop.training.direct import completion_logprobs
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.reference import reference_logprobs, row_logprobs, weights_hash
 from tests import tiny
 from tests.training.trainings import RANKINGS

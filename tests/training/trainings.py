@@ -32,7 +32,7 @@ from prefloop.models.critic import make_critic
 from prefloop.models.reward_model import RewardModel
 from prefloop.rewards.sources import LearnedReward, MissingEnd, Overlong, RewardSum
 from prefloop.training.checkpoints import Checkpoints
-from prefloop.training.direct import Run, encode_comparisons
+from prefloop.training.direct import PairsPart, Run, fit_comparisons
 from prefloop.training.dpo import fit_dpo
 from prefloop.training.experience import Experience, Learning
 from prefloop.training.groups import GroupTrainer, GRPOTrainer, ReinforceTrainer, RLOOTrainer
@@ -41,13 +41,14 @@ from prefloop.training.language_model import encode_demonstrations, finetune, pa
 from prefloop.training.looks import Looks
 from prefloop.training.on_policy import OnPolicyTrainer
 from prefloop.training.online_dpo import OnlineDPOTrainer
-from prefloop.training.orpo import fit_orpo
+from prefloop.training.orpo import orpo_part
+from prefloop.training.pairs import encode_comparisons
 from prefloop.training.ppo import PPOTrainer
 from prefloop.training.recorder import Recorder
 from prefloop.training.reference import reference_logprobs
 from prefloop.training.rejection import RejectionTrainer
 from prefloop.training.reward import encode_rankings, fit_reward_model
-from prefloop.training.simpo import fit_simpo
+from prefloop.training.simpo import simpo_part
 from tests import tiny
 
 Weights = dict[str, Tensor]
@@ -178,7 +179,8 @@ def kto_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **cha
 
 
 def _pairwise(
-    fit: Callable[..., None],
+    method: str,
+    part: PairsPart,
     config: PairwiseConfig,
     folder: Path,
     recorder: Recorder,
@@ -187,16 +189,18 @@ def _pairwise(
 ) -> Weights:
     model, tokens = _policy(config, width=width)
     comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
-    fit(model, tokens, comparisons, config, **_run(folder, recorder, every))
+    fit_comparisons(model, tokens, comparisons, part, config, method, **_run(folder, recorder, every))
     return weights(model)
 
 
 def orpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
-    return _pairwise(fit_orpo, ORPOConfig(**{**DIRECT, **changes}), folder, recorder, every, width)
+    config = ORPOConfig(**{**DIRECT, **changes})
+    return _pairwise("orpo", orpo_part(config), config, folder, recorder, every, width)
 
 
 def simpo(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16, **changes: Any) -> Weights:
-    return _pairwise(fit_simpo, SimPOConfig(**{**DIRECT, **changes}), folder, recorder, every, width)
+    config = SimPOConfig(**{**DIRECT, **changes})
+    return _pairwise("simpo", simpo_part(config), config, folder, recorder, every, width)
 
 
 class SaysBlue:
