@@ -17,7 +17,7 @@ COMPARISONS = Path("data/validated/preferences.jsonl")
 def main() -> None:
     """Writes models/POLICY."""
     with open_policy("dpo", DPOConfig) as stage:
-        begun = start(stage, COMPARISONS, "models/sft")
+        begun = start(stage, [COMPARISONS], "models/sft")
         model, tokenizer, config, precision = begun.model, begun.tokenizer, begun.config, begun.precision
         rows = comparisons(stage, begun)
         # Before any step the policy is the reference.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefloop.config.kto import KTOConfig
-from prefloop.data.unpaired import unpaired
+from prefloop.data.unpaired import balance_advice, unpaired, weight_ratio
 from prefloop.models.adapters import attach
 from prefloop.training.kto import (
     encode_unpaired,
@@ -19,13 +19,14 @@ from prefloop.training.reference import weights_hash
 from tasks.support.direct_fitting import cut_figures, finish, said, start, watched
 from tasks.support.policy_stage import open_policy
 
-PREFERENCES = Path("data/validated/preferences.jsonl")
+COMPARISONS, LABELS = Path("data/validated/preferences.jsonl"), Path("data/validated/unpaired.jsonl")
+FILES = {"comparisons": [COMPARISONS], "labels": [LABELS], "auto": [COMPARISONS, LABELS]}
 
 
 def main() -> None:
     """Writes models/POLICY."""
     with open_policy("kto", KTOConfig) as stage:
-        begun = start(stage, PREFERENCES, "models/sft")
+        begun = start(stage, FILES[stage.config.data], "models/sft")
         model, tokenizer, config, precision = begun.model, begun.tokenizer, begun.config, begun.precision
         (marked, unused), (held_marked, _) = unpaired(begun.rows), unpaired(begun.held)
         rows, cut = encode_unpaired(marked, tokenizer, config)
@@ -33,8 +34,11 @@ def main() -> None:
         steps = training_steps(rows, config, seed=stage.seed)
         held_steps = held_out_step(held, config, seed=stage.seed)
         desirable = sum(row.desirable for row in rows)
-        about = f"{desirable:,} desirable and {len(rows) - desirable:,} undesirable completions"
+        undesirable = len(rows) - desirable
+        about = f"{desirable:,} desirable and {undesirable:,} undesirable completions"
         stage.say(f"{about}, {len(held):,} held out, {said(cut)}")
+        if advice := balance_advice(desirable, undesirable, config):
+            stage.say(advice)
         # Before any step the policy is the reference.
         weights = weights_hash(model)
         reference, held_reference = (
@@ -45,14 +49,15 @@ def main() -> None:
         looks = watched(stage, begun, policy)
         outcome = fit_kto(policy, tokenizer, rows, steps, reference, config, **begun.watched_by(looks))
         figures = held_out_figures(policy, tokenizer, held, held_steps, held_reference, config, precision)
-        counts = {"desirable": desirable, "undesirable": len(rows) - desirable, "unused": unused}
+        counts = {"desirable": desirable, "undesirable": undesirable, "unused": unused}
+        ratio = weight_ratio(desirable, undesirable, config)
         finish(
             stage,
             policy,
             tokenizer,
             "The SFT policy, tuned by KTO.",
             about,
-            {**counts, **cut_figures(cut), "held_out": figures, **outcome},
+            {**counts, "weight_ratio": ratio, **cut_figures(cut), "held_out": figures, **outcome},
             looks,
         )
 

@@ -17,7 +17,7 @@ COMPARISONS = Path("data/validated/preferences.jsonl")
 def main() -> None:
     """Writes models/POLICY."""
     with open_policy("orpo", ORPOConfig) as stage:
-        begun = start(stage, COMPARISONS, f"models/{stage.config.start}")
+        begun = start(stage, [COMPARISONS], f"models/{stage.config.start}")
         tokenizer, config = begun.tokenizer, begun.config
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)

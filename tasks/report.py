@@ -20,7 +20,7 @@ from prefloop.report.page import render
 from tasks.support.stage import Stage
 
 METRICS, PLOTS, SAMPLES = Path("metrics"), Path("plots"), Path("reports/samples")
-KINDS = ("text", "demonstrations", "preferences", "judge", "held_out", "prompts", "evaluation")
+KINDS = ("text", "demonstrations", "preferences", "judge", "unpaired", "held_out", "prompts", "evaluation")
 MODELS = ("base", "sft", "reward", "judge")
 
 

@@ -17,7 +17,7 @@ COMPARISONS = Path("data/validated/preferences.jsonl")
 def main() -> None:
     """Writes models/POLICY."""
     with open_policy("simpo", SimPOConfig) as stage:
-        begun = start(stage, COMPARISONS, "models/sft")
+        begun = start(stage, [COMPARISONS], "models/sft")
         tokenizer, config = begun.tokenizer, begun.config
         rows = comparisons(stage, begun)
         policy = attach(begun.model, config.lora, seed=stage.seed)

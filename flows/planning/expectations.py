@@ -51,6 +51,6 @@ def _kept_by_additions(root: Path, ingest: Mapping[str, Any]) -> Set[str]:
     if kinds & set(HELD_OUT) or ingest["derive"] == "all":
         return frozenset()  # named prompts take theirs from other kinds; every source gives demonstrations
     changed = {"held_out", *kinds}
-    if kinds & {"preferences", "unpaired"}:
-        changed |= {"preferences", "judge"}
+    if "preferences" in kinds:
+        changed.add("judge")
     return {f"data/raw/{kind}.jsonl" for kind in KINDS if kind not in changed}

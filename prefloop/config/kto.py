@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prefloop.config.direct import DirectConfig
 from prefloop.config.parse import at_least
@@ -16,11 +17,14 @@ class KTOConfig(DirectConfig):
     The defaults are the paper's (Ethayarajh et al. 2024).
 
     Attributes:
+        data: "comparisons", each completion of which is desirable or not by its rank; "labels", rows whose
+            completion was judged alone; "auto" takes both.
         beta: strength of the tie to the SFT policy.
         desirable_weight, undesirable_weight: lambda_D and lambda_U. The paper keeps (weight x count) of
             desirable over undesirable completions between 1 and 4/3.
     """
 
+    data: Literal["auto", "comparisons", "labels"] = "auto"
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0

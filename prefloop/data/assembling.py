@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from prefloop.config.ingest import IngestConfig
 from prefloop.data.records import (
-    FITTING,
+    DERIVING,
     HELD_OUT,
     KINDS,
     Messages,
@@ -27,12 +27,12 @@ from prefloop.data.transcripts import compact
 from prefloop.errors import DataError
 from prefloop.files import atomic_file
 
-_FATES: Final = {"fit": "used", "judge": "judge", "rl": "held_out_rl", "evaluation": "held_out_evaluation"}
+_FATES: Final = {"judge": "held_out_judge", "rl": "held_out_rl", "evaluation": "held_out_evaluation"}
 _PROVENANCE: Final = ("source", "line")
 
 
 def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> dict[str, Any]:
-    """Writes `folder`/{text,demonstrations,preferences,judge,prompts,evaluation,held_out}.jsonl.
+    """Writes `folder`/KIND.jsonl for each kind, empty where there is no row.
 
     Args:
         sources: oldest first; with `derive` "first", sources added at the end change no derived row.
@@ -41,8 +41,8 @@ def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> d
 
     Returns:
         {"rows": {kind: n}, "sources": {name: {kind: {fate: n}}}, "derived": {kind: n}, "left_out": {kind:
-        n}}; the fates of a kind add up to `in`: used, judge, held_out_rl, held_out_evaluation, invalid,
-        unpaired.
+        n}}; the fates of a kind add up to `in`: used, judge, held_out_rl, held_out_evaluation,
+        held_out_judge, invalid.
 
     Raises:
         DataError: no source has rows, or rows went missing on the way (a defect).
@@ -98,10 +98,6 @@ class _Assembly:
 
     def _row(self, kind: str, row: Row, source: Source, deriving: bool) -> str:
         """Puts one row away; returns its fate."""
-        if kind == "unpaired" and "invalid" not in row:
-            return "unpaired"
-        if kind == "unpaired":
-            kind = "preferences"
         if kind == "text":
             self.chosen["text"].add(row, key_of(str(row.get("text"))))
             return "invalid" if "invalid" in row else "used"
@@ -116,14 +112,15 @@ class _Assembly:
             reason = self.plan.refusal(kind, prompt)
             self.chosen[kind].add(_refused(row, reason) if reason else row, key)
             return "invalid" if reason else "used"
-        return self._fitting(kind, row, prompt, key, deriving and not source.synthetic)
+        return self._fitting(kind, row, prompt, key, deriving and kind in DERIVING and not source.synthetic)
 
     def _fitting(self, kind: str, row: Row, prompt: Messages, key: int, deriving: bool) -> str:
         place = self.plan.place(prompt)
         if place.taken:
             self.chosen[kind].add(_refused(row, f"prompt also in {place.taken}"), key)
             return "invalid"
-        if place.use in ("rl", "evaluation"):
+        # The judge has to be independent of labels, too, and fits comparisons alone.
+        if place.use in ("rl", "evaluation") or (kind == "unpaired" and place.use == "judge"):
             if deriving:
                 self._derive_prompt("prompts" if place.use == "rl" else "evaluation", row, key)
             self.chosen["held_out"].add(row, key)
@@ -145,7 +142,7 @@ class _Assembly:
 
 def _derived_rows(kind: str, row: Row, derived: frozenset[str]) -> Iterator[tuple[str, Row]]:
     """What a row to be fitted on also gives: a demonstration, and a transcript to pre-train on."""
-    if kind not in FITTING or row.get("both_bad") or row.get("skipped"):
+    if row.get("both_bad") or row.get("skipped"):
         return
     try:
         example = parse_row(kind, row)

@@ -1,4 +1,4 @@
-"""Rows of the six kinds: their shape, their parts, and what "the same prompt" means.
+"""Rows of every kind: their shape, their parts, and what "the same prompt" means.
 
 Every kind is JSON Lines. `prompt` and completions are strings or lists of `{"role", "content"}`.
 
@@ -9,7 +9,7 @@ Every kind is JSON Lines. `prompt` and completions are strings or lists of `{"ro
 | preferences, judge | `prompt`, `chosen`, `rejected`; or `prompt`, `completions`, `ranks` |
 | unpaired | `prompt`, `completion`, `label` |
 | prompts, evaluation | `prompt` |
-| held_out | a comparison or demonstration whose prompt is for RL or evaluation: kept, never fitted on |
+| held_out | a row to be fitted on whose prompt is for RL or evaluation: kept, never fitted on |
 
 Rank 0 is best, equal ranks are ties. Optional everywhere: `id`, `rater`, `source`, `line`, `round`, `policy`,
 `margin`, `probability`, `both_bad`, `skipped`, `meta`. A row `{"invalid": reason, "raw", "source", "line"}`
@@ -27,12 +27,14 @@ from typing import Any, Final
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 
-FITTING: Final = ("demonstrations", "preferences", "judge")
+DERIVING: Final = ("demonstrations", "preferences", "judge")
+"""Kinds that say what a good answer is: rows of other kinds may be derived from theirs."""
+FITTING: Final = (*DERIVING, "unpaired")
 """Kinds whose prompts are fitted on."""
 HELD_OUT: Final = ("prompts", "evaluation")
 """Kinds that are prompts alone, with the use that they are for."""
-KINDS: Final = ("text", "demonstrations", "preferences", "judge", "prompts", "evaluation", "held_out")
-"""What the stages pass on; sources may hold `unpaired` besides."""
+KINDS: Final = ("text", *FITTING, "prompts", "evaluation", "held_out")
+"""What the stages pass on."""
 
 COMPARISONS: Final = ("preferences", "judge", "held_out")
 
@@ -62,7 +64,7 @@ def parse_row(kind: str, row: Mapping[str, Any]) -> Example:
     """Takes a row apart.
 
     Args:
-        kind: one of `KINDS`, or "unpaired".
+        kind: one of `KINDS`.
         row: as read from JSON.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Final
 
 from prefloop.config.ingest import IngestConfig
 from prefloop.data.records import (
+    DERIVING,
     FITTING,
     HELD_OUT,
     Messages,
@@ -74,11 +75,10 @@ class Plan:
 def make_plan(sources: Sequence[Source], config: IngestConfig) -> Plan:
     """Decides what is derived from what, and who had a prompt first.
 
-    Only what stands before, or in, the first source with something to fit on decides what is derived: sources
-        added
-    later change neither that nor anybody's split.
+    Only what stands before, or in, the first source with something to derive from decides what is derived:
+    sources added later change neither that nor anybody's split.
     """
-    fitting = [i for i, source in enumerate(sources) if any(kind in source.kinds for kind in FITTING)]
+    fitting = [i for i, source in enumerate(sources) if any(kind in source.kinds for kind in DERIVING)]
     first = fitting[0] if fitting else 0
     looked_at = sources[: first + 1] if config.derive == "first" else sources
     explicit = {kind for source in looked_at for kind in source.kinds}

@@ -97,8 +97,8 @@ def training_steps(rows: Sequence[EncodedRow], config: KTOConfig, *, seed: int) 
             f"kto has {len(rows):,} rows and all are {label}: nothing would hold the policy back"
             if rows
             else "kto has no row to train on",
-            "add rows of the other label, or comparisons, which give both; to learn from desirable answers "
-            "alone use sft",
+            "add rows of the other label, or comparisons, which give both (`data: auto` reads either); to "
+            "learn from desirable answers alone use sft",
         )
     order = Order(len(rows), config.batch_size, (seed, "kto"))
     total = steps_in(len(rows), config.batch_size, config.epochs, config.steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,7 +35,7 @@ class Start(Generic[C]):
     Attributes:
         model, tokenizer: the policy it starts from.
         config: the stage's, within what the model can read.
-        rows, held: preference rows to fit, and those kept apart.
+        rows, held: rows to fit, and those kept apart.
         run: seed, precision, checkpoints and recorder of the training.
         cache: folder of reference log-probs, which outlives the stage.
     """
@@ -58,22 +58,25 @@ class Start(Generic[C]):
         return self.run["precision"]
 
 
-def start(stage: Stage[C], preferences: Path, policy: str) -> Start[C]:
+def start(stage: Stage[C], files: Sequence[Path], policy: str) -> Start[C]:
     """Loads the policy and the rows; every stage of these keeps the same prompts apart for an equal share."""
     bench = prepare(stage)
-    stage.dataset("preferences", preferences)
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        stage.dataset(file.stem, file)
+        rows += read_jsonl(file)
     model, tokenizer = load_policy(
         policy, device=bench.environment.device, trust_remote_code=bench.trust_remote_code
     )
     config = within_context(stage.config, model)
-    rows, held = split_holdout(list(read_jsonl(preferences)), config.holdout, "dpo")
+    fitted, held = split_holdout(rows, config.holdout, "dpo")
     run = Run(
         seed=stage.seed,
         precision=bench.environment.precision,
         checkpoints=bench.checkpoints,
         recorder=stage.recorder,
     )
-    return Start(model, tokenizer, config, rows, held, run, state_folder() / "reference")
+    return Start(model, tokenizer, config, fitted, held, run, state_folder() / "reference")
 
 
 def watched(stage: Stage[C], begun: Start[C], policy: PreTrainedModel) -> Looks:

@@ -39,6 +39,13 @@ def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"{kind}.jsonl").read_text().splitlines()]
 
 
+def labels(start: int, stop: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"l{i}", "prompt": f"question {i}", "completion": "a", "label": i % 2 == 0}
+        for i in range(start, stop)
+    ]
+
+
 def prompts(folder: Path, kind: str) -> set[str]:
     return {row["prompt"] for row in rows(folder, kind)}
 
@@ -159,17 +166,55 @@ def test_what_came_first_keeps_a_prompt(tmp_path: Path) -> None:
     assert len(prompts(tmp_path, "preferences")) == 50
 
 
-def test_unreadable_and_unpaired_rows_are_counted(tmp_path: Path) -> None:
+def test_unreadable_rows_are_counted_and_stay_with_their_kind(tmp_path: Path) -> None:
     broken = {"invalid": "no JSON", "raw": "{", "source": "a.jsonl", "line": 3}
-    unpaired = [{"prompt": "p", "completion": "a", "label": True}, broken]
+    unpaired = [{"completion": "a", "label": True}, broken]
     counts = assemble(
         [source("001", preferences=[*pairs(0, 1), broken, {"chosen": "x"}], unpaired=unpaired)],
         FILES,
         tmp_path,
     )
-    assert counts["sources"]["001"]["unpaired"] == {"in": 2, "unpaired": 1, "invalid": 1}
+    assert counts["sources"]["001"]["unpaired"] == {"in": 2, "invalid": 2}
     assert counts["sources"]["001"]["preferences"]["invalid"] == 2
     assert broken in rows(tmp_path, "preferences")
+    assert rows(tmp_path, "unpaired") == unpaired
+
+
+def test_labels_are_split_like_comparisons_and_give_no_other_kind(tmp_path: Path) -> None:
+    both = source("001", preferences=pairs(0, 400), unpaired=labels(200, 600))
+    counts = assemble([both], FILES, tmp_path / "both")
+    assemble([source("001", preferences=pairs(0, 400))], FILES, tmp_path / "pairs")
+    places = {
+        i: split_of([{"role": "user", "content": f"question {i}"}], fit=0.7, rl=0.2, judge=0.3)
+        for i in range(200, 600)
+    }
+    fitted = [row for row in labels(200, 600) if places[int(row["id"][1:])] == "fit"]
+    assert rows(tmp_path / "both", "unpaired") == fitted
+    fates = counts["sources"]["001"]["unpaired"]
+    assert fates == {
+        "in": 400,
+        "used": len(fitted),
+        **{f"held_out_{use}": list(places.values()).count(use) for use in ("judge", "rl", "evaluation")},
+    }
+    before, after = contents(tmp_path / "pairs"), contents(tmp_path / "both")
+    assert {kind for kind in KINDS if before[kind] != after[kind]} == {"unpaired", "held_out"}
+    assert prompts(tmp_path / "both", "unpaired").isdisjoint(prompts(tmp_path / "both", "judge"))
+
+
+def test_labels_that_came_first_decide_nothing_for_comparisons(tmp_path: Path) -> None:
+    compared = source("002", preferences=pairs(0, 200))
+    assemble([compared], FILES, tmp_path / "alone")
+    assemble([source("001", unpaired=labels(100, 300)), compared], FILES, tmp_path / "second")
+    before, after = contents(tmp_path / "alone"), contents(tmp_path / "second")
+    assert {kind for kind in KINDS if before[kind] != after[kind]} == {"unpaired", "held_out"}
+
+
+def test_a_label_whose_prompt_was_named_for_evaluation_is_refused(tmp_path: Path) -> None:
+    named = source("001", evaluation=[{"prompt": "question 3"}], preferences=pairs(10, 20))
+    counts = assemble([named, source("002", unpaired=labels(0, 6))], FILES, tmp_path)
+    assert counts["sources"]["002"]["unpaired"]["invalid"] == 1
+    refused = [row for row in rows(tmp_path, "unpaired") if "invalid" in row]
+    assert [row["invalid"] for row in refused] == ["prompt also in evaluation"]
 
 
 def test_without_sources_the_remedy_is_named(tmp_path: Path) -> None:
@@ -181,7 +226,8 @@ def test_without_sources_the_remedy_is_named(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 40), st.sampled_from(["preferences", "demonstrations", "prompts", "evaluation"])
+            st.integers(0, 40),
+            st.sampled_from(["preferences", "demonstrations", "unpaired", "prompts", "evaluation"]),
         ),
         max_size=60,
     ),
@@ -193,7 +239,7 @@ def test_every_row_has_one_fate_and_uses_stay_apart(drawn: list[tuple[int, str]]
         kinds: dict[str, list[dict[str, Any]]] = {}
         for number, kind in part:
             row = {"prompt": f"question {number}", "completion": "a", "chosen": "a", "rejected": "b"}
-            kinds.setdefault(kind, []).append(row)
+            kinds.setdefault(kind, []).append({**row, "label": True} if kind == "unpaired" else row)
         made.append(source(name, **kinds))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -206,12 +252,15 @@ def test_every_row_has_one_fate_and_uses_stay_apart(drawn: list[tuple[int, str]]
             for kind in KINDS
             if kind != "text"
         }
-        fitted = seen["demonstrations"] | seen["preferences"] | seen["judge"]
-        assert fitted.isdisjoint(seen["held_out"])
+        fitted = seen["demonstrations"] | seen["preferences"] | seen["judge"] | seen["unpaired"]
+        labelled = {row["prompt"] for row in rows(path, "held_out") if "label" in row}
+        assert fitted.isdisjoint(row["prompt"] for row in rows(path, "held_out") if "label" not in row)
+        # Labels of the judge's prompts are held out; what is derived from its comparisons is not.
+        assert not (seen["preferences"] | seen["unpaired"]) & labelled
         assert not fitted & seen["prompts"]
         assert not fitted & seen["evaluation"]
         assert not seen["prompts"] & seen["evaluation"]
-        assert not seen["preferences"] & seen["judge"]
+        assert not (seen["preferences"] | seen["unpaired"]) & seen["judge"]
 
 
 def test_world_rows_stand_first_and_imported_comparisons_join_them(tmp_path: Path) -> None:
@@ -219,8 +268,8 @@ def test_world_rows_stand_first_and_imported_comparisons_join_them(tmp_path: Pat
     world = from_world(small, seed=0)
     alone = assemble([world], IngestConfig(world=small), tmp_path / "alone")
     assert alone["rows"] == {
-        "text": 20, "demonstrations": 30, "preferences": 20, "judge": 0, "prompts": 20, "evaluation": 25,
-        "held_out": 0,
+        "text": 20, "demonstrations": 30, "preferences": 20, "judge": 0, "unpaired": 0, "prompts": 20,
+        "evaluation": 25, "held_out": 0,
     }  # fmt: skip
     taken = next(iter(world.rows("evaluation")))["prompt"]
     mine = source("001", preferences=[*pairs(0, 30), {"prompt": taken, "chosen": "a", "rejected": "b"}])

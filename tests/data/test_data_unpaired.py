@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.data.unpaired import Unpaired, unpaired
+from prefloop.config.kto import KTOConfig
+from prefloop.data.unpaired import Unpaired, balance_advice, unpaired, weight_ratio
 
 
 def test_rows_with_a_label_are_taken_as_they_are() -> None:
@@ -62,3 +63,25 @@ def test_every_completion_has_a_fate(rankings: list[list[int]]) -> None:
     rows = [{"prompt": "p", "completions": ["x"] * len(r), "ranks": r} for r in rankings]
     kept, unused = unpaired(rows)
     assert len(kept) + unused == sum(map(len, rankings))
+
+
+def test_a_label_that_was_skipped_is_left_out() -> None:
+    row = {"prompt": "p", "completion": "a", "label": True}
+    assert unpaired([row, {**row, "skipped": True}]) == ([Unpaired("p", "a", True)], 1)
+
+
+def test_advice_is_what_brings_the_classes_between_1_and_4_thirds() -> None:
+    assert weight_ratio(30, 120, KTOConfig()) == 0.25
+    assert "desirable completions weigh 0.25 times" in (few := balance_advice(30, 120, KTOConfig()))
+    assert "a desirable_weight from 4 to 5.33" in few
+    for weight in (4.0, 5.33):
+        assert balance_advice(30, 120, KTOConfig(desirable_weight=weight)) == ""
+    many = balance_advice(120, 30, KTOConfig(desirable_weight=2.0))
+    assert "weigh 8 times" in many
+    assert "an undesirable_weight from 6 to 8" in many
+    for weight in (6.0, 8.0):
+        assert balance_advice(120, 30, KTOConfig(desirable_weight=2.0, undesirable_weight=weight)) == ""
+
+
+def test_the_completions_of_pairs_need_no_advice() -> None:
+    assert balance_advice(50, 50, KTOConfig()) == balance_advice(95, 100, KTOConfig()) == ""

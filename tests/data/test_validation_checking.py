@@ -176,3 +176,37 @@ def test_rows_in_are_rows_validated_and_rows_quarantined(drawn: list[tuple[dict[
     both = [row["id"] for row in passed] + [entry["row"]["id"] for entry in aside]
     assert sorted(both, key=int) == [str(i) for i in range(len(rows))]
     assert all(entry["reasons"] for entry in aside)
+
+
+def test_labels_of_one_answer_are_kept_unless_one_rater_contradicts_himself(tmp_path: Path) -> None:
+    said = {"prompt": "Which one?", "completion": "This one."}
+    rows = [
+        {**said, "label": True, "rater": "ann"},
+        {**said, "label": False, "rater": "bob"},
+        {**said, "label": True, "rater": "ann"},
+        {**said, "label": "yes", "rater": "cat"},
+        {"prompt": "Where?", "completion": " ", "label": False},
+        {"prompt": "When?", "completion": "Now.", "label": True, "rater": "dan"},
+        {"prompt": "when?", "completion": "now.", "label": False, "rater": "dan"},
+        {"prompt": "When?", "completion": "Never.", "label": False, "rater": "dan"},
+    ]
+    report = check(tmp_path, rows, "unpaired", config(quarantined_share={"severity": "warn"}))
+    assert lines(tmp_path / "validated.jsonl") == [rows[0], rows[1], rows[7]]
+    assert report.reasons == {
+        "no_duplicate": 1,
+        "schema": 1,
+        "completion_not_empty": 1,
+        "consistent_preference": 2,
+    }
+    figures = report.figures
+    # Krippendorff's alpha by hand: one answer has the labels + + - and another + -, together 3 and 2.
+    assert (figures["pairs"], figures["pairs_by_several_raters"]) == (0, 2)
+    observed = (4 / 2 + 2 / 1) / 5
+    expected = (25 - (9 + 4)) / (5 * 4)
+    assert figures["rater_agreement"] == pytest.approx(1 - observed / expected)
+
+
+def test_a_run_without_labels_is_no_fault(tmp_path: Path) -> None:
+    report = check(tmp_path, [], "unpaired")
+    assert (report.rows_in, report.validated) == (0, 0)
+    assert (tmp_path / "validated.jsonl").read_bytes() == b""

@@ -16,7 +16,7 @@ from prefloop.data.validation.leaks import find_leaks
 from prefloop.data.validation.page import render_page
 from prefloop.errors import DataError
 
-KINDS = ("demonstrations", "preferences", "judge", "prompts", "evaluation")
+KINDS = ("demonstrations", "preferences", "judge", "unpaired", "prompts", "evaluation")
 LONG = (
     "please tell me in a few words why the sky over the city looks red when the sun goes down in the evening"
 )
@@ -50,6 +50,8 @@ def test_disjoint_prompts_are_proved(tmp_path: Path) -> None:
         ("demonstrations", "prompts", "fitting and rl share 1 prompts"),
         ("prompts", "evaluation", "rl and evaluation share 1 prompts"),
         ("preferences", "judge", "preferences and judge share 1 prompts"),
+        ("unpaired", "evaluation", "fitting and evaluation share 1 prompts"),
+        ("unpaired", "judge", "preferences and judge share 1 prompts"),
     ],
 )
 def test_a_shared_prompt_stops_the_run_and_names_both_rows(

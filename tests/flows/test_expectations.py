@@ -34,15 +34,19 @@ def kept(root: Path, params=FIRST, reasons=ADDED) -> set[str]:
     return {Path(name).stem for name in expected_outputs(root, "ingest", reasons, params)}
 
 
-@pytest.mark.parametrize("kind", ["preferences", "unpaired"])
-def test_added_comparisons_touch_preferences_judge_and_what_is_held_out(root, kind):
-    version(root, "002-trl", kind)
-    assert kept(root) == {"text", "demonstrations", "prompts", "evaluation"}
+def test_added_comparisons_touch_preferences_judge_and_what_is_held_out(root):
+    version(root, "002-trl", "preferences")
+    assert kept(root) == {"text", "demonstrations", "unpaired", "prompts", "evaluation"}
 
 
 def test_added_demonstrations_touch_no_comparison(root):
     version(root, "002-alpaca", "demonstrations")
-    assert kept(root) == {"text", "preferences", "judge", "prompts", "evaluation"}
+    assert kept(root) == {"text", "preferences", "judge", "unpaired", "prompts", "evaluation"}
+
+
+def test_added_labels_touch_no_comparison(root):
+    version(root, "002-kto", "unpaired")
+    assert kept(root) == {"text", "demonstrations", "preferences", "judge", "prompts", "evaluation"}
 
 
 def test_nothing_is_foretold_where_more_may_change(root):

@@ -15,8 +15,8 @@ def convert(record: Any, options: Mapping[str, str]) -> Iterator[tuple[str, Row]
     if not isinstance(record, dict):
         raise ValueError(f"a row must be an object with keys, got {type(record).__name__}")
     kind = options.get("kind") or _kind(record)
-    if kind not in (*KINDS, "unpaired"):
-        raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}, unpaired")
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
     yield kind, dict(record)
 
 

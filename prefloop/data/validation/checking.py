@@ -41,6 +41,7 @@ APPLICABLE: Final[Mapping[str, tuple[str, ...]]] = {
     "demonstrations": (*_ALL, *_PROMPTED, *_ANSWERED, *_NEEDED),
     "preferences": (*_ALL, *_PROMPTED, *_ANSWERED, *_COMPARED, *_NEEDED),
     "judge": (*_ALL, *_PROMPTED, *_ANSWERED, *_COMPARED),
+    "unpaired": (*_ALL, *_PROMPTED, *_ANSWERED, "consistent_preference", "rater_agreement"),
     "prompts": (*_ALL, *_PROMPTED, *_NEEDED),
     "evaluation": (*_ALL, *_PROMPTED, *_NEEDED),
     "held_out": (*_ALL, *_PROMPTED, *_ANSWERED, *_COMPARED),
@@ -207,6 +208,8 @@ def _measure_all(
                 unjudged.append(position)
             if example and example.ranks:
                 measured.pairs.add(position, row, example, count_tokens)
+            elif example and kind == "unpaired":
+                measured.pairs.add_label(position, row, example)
             if bands:
                 bands.add(_parts(row, kind) if example else [])
     keys = read_column(features, "content")

@@ -161,4 +161,6 @@ def content_key(kind: str, row: Row, example: Example) -> int:
         parts.append(str(row.get("rater") or ""))
     else:
         parts += texts
+        if kind == "unpaired":
+            parts += [str(row["label"]), str(row.get("rater") or "")]
     return key_of(*parts)

@@ -13,19 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from prefloop.config.validate import ValidateConfig
-from prefloop.data.records import key_of, normalised_prompt, parse_messages, plain
+from prefloop.data.records import FITTING, key_of, normalised_prompt, parse_messages, plain
 from prefloop.data.validation.near import Bands, near_duplicates, words_of
 from prefloop.data.validation.rowfile import RowFile, where
 from prefloop.errors import DataError
 
 USES: Final[Mapping[str, tuple[str, ...]]] = {
-    "fitting": ("demonstrations", "preferences", "judge"),
+    "fitting": FITTING,
     "rl": ("prompts",),
     "evaluation": ("evaluation",),
 }
 """The kinds whose prompts each use sees. No two uses may share a prompt."""
 
-APART: Final = ("preferences", "judge")
+APART: Final[Mapping[str, tuple[str, ...]]] = {
+    "preferences": ("preferences", "unpaired"),
+    "judge": ("judge",),
+}
 """Kinds of one use that may not share a prompt either: the judge would not be independent."""
 
 
@@ -90,16 +93,18 @@ def find_leaks(folder: Path, config: ValidateConfig, scratch: Path) -> LeakRepor
     with ExitStack() as stack:
         files = {kind: stack.enter_context(RowFile(folder / f"{kind}.jsonl")) for kind in kinds}
         keys = {kind: np.fromiter(_keys(files[kind]), np.uint64) for kind in kinds}
-        sides = {
-            use: _side([keys[k] for k in members], [kinds.index(k) for k in members])
-            for use, members in USES.items()
-        }
+        sides, apart = (
+            {
+                name: _side([keys[k] for k in members], [kinds.index(k) for k in members])
+                for name, members in parts.items()
+            }
+            for parts in (USES, APART)
+        )
         named = _Namer([files[kind] for kind in kinds], config.examples)
         exact = [
             _exact(left, right, sides[left], sides[right], named) for left, right in combinations(USES, 2)
         ]
-        fitted, judging = (_side([keys[kind]], [kinds.index(kind)]) for kind in APART)
-        exact.append(_exact(*APART, fitted, judging, named))
+        exact.append(_exact(*APART, *apart.values(), named))
         near = None
         if config.expectation("no_near_leak").severity != "off":
             near = _near(sides, named, config, scratch)

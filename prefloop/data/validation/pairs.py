@@ -1,4 +1,4 @@
-"""Every pair that somebody judged: contradictions, agreement between raters, the pull of length."""
+"""Every pair or answer that somebody judged: contradictions, agreement between raters, the pull of length."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Int = npt.NDArray[np.int64]
 
 
 class PairLog:
-    """Judged pairs, in columns of 25 bytes a pair.
+    """Judged pairs, and answers judged alone, in columns of 25 bytes each.
 
     A pair's key is the same whichever of its two completions comes first; its value is -1 or +1 for the one
-    preferred (in the order of the texts), 0 for a tie.
+    preferred (in the order of the texts), 0 for a tie. An answer's value is +1 if it was found desirable,
+    else -1.
     """
 
     def __init__(self) -> None:
         self._keys, self._raters, self._rows = array("Q"), array("Q"), array("q")
         self._values = array("b")
-        self.longer, self.unequal, self.ties = 0, 0, 0
+        self.longer, self.unequal, self.ties, self.labels = 0, 0, 0, 0
 
     def add(self, position: int, row: Row, example: Example, count_tokens: CountTokens) -> None:
         """Logs all pairs of a comparison; rows that nobody could or would judge have none."""
@@ -33,23 +34,36 @@ class PairLog:
         prompt = normalise(plain(example.prompt))
         texts = [normalise(plain(completion)) for completion in example.completions]
         lengths = [count_tokens(text) for text in texts]
-        rater = key_of(str(row["rater"])) if row.get("rater") is not None else 0
         for i, j in combinations(range(len(texts)), 2):
             if texts[i] == texts[j]:
                 continue
             preferred = int(np.sign(example.ranks[j] - example.ranks[i]))
             first, second = sorted((texts[i], texts[j]))
-            self._keys.append(key_of(prompt, first, second))
-            self._values.append(preferred if texts[i] == first else -preferred)
-            self._raters.append(rater)
-            self._rows.append(position)
+            self._log(
+                position, row, key_of(prompt, first, second), preferred if texts[i] == first else -preferred
+            )
             self.ties += preferred == 0
             if preferred and lengths[i] != lengths[j]:
                 self.unequal += 1
                 self.longer += (lengths[i] > lengths[j]) == (preferred > 0)
 
+    def add_label(self, position: int, row: Row, example: Example) -> None:
+        """Logs what was said of the one completion of an unpaired row."""
+        if row.get("skipped"):
+            return
+        key = key_of(normalise(plain(example.prompt)), normalise(plain(example.completions[0])))
+        self._log(position, row, key, 1 if row["label"] else -1)
+        self.labels += 1
+
+    def _log(self, position: int, row: Row, key: int, value: int) -> None:
+        self._keys.append(key)
+        self._values.append(value)
+        self._raters.append(key_of(str(row["rater"])) if row.get("rater") is not None else 0)
+        self._rows.append(position)
+
     def __len__(self) -> int:
-        return len(self._keys)
+        """Judged pairs alone."""
+        return len(self._keys) - self.labels
 
     @property
     def longer_share(self) -> float | None:
@@ -75,7 +89,7 @@ class PairLog:
         return opposite
 
     def agreement(self) -> tuple[float | None, int]:
-        """Krippendorff's alpha (nominal) over pairs that several named raters judged, and their number."""
+        """Krippendorff's alpha (nominal) over what several named raters judged, and how much that is."""
         keys, values, raters, _ = self._columns()
         named = raters != 0
         if not named.any():
