@@ -104,7 +104,8 @@ def find_leaks(folder: Path, config: ValidateConfig, scratch: Path) -> LeakRepor
         exact = [
             _exact(left, right, sides[left], sides[right], named) for left, right in combinations(USES, 2)
         ]
-        exact.append(_exact(*APART, *apart.values(), named))
+        left, right = APART
+        exact.append(_exact(left, right, apart[left], apart[right], named))
         near = None
         if config.expectation("no_near_leak").severity != "off":
             near = _near(sides, named, config, scratch)
