@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefloop.config.params import METHODS, Params
+from prefloop.config.read import read_yaml
 from prefloop.config.training import TrainingConfig
 from prefloop.config.validate import DEFAULTS
 
@@ -55,6 +56,14 @@ def test_the_methods_of_policies_are_documented() -> None:
 
 def test_every_expectation_is_documented() -> None:
     assert documented(ROOT / "docs" / "validate.md", "Expectations") == list(DEFAULTS)
+
+
+def test_the_picture_shows_every_stage() -> None:
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    texts = re.findall(r"<text[^>]*>([^<]+)", (ROOT / "docs" / "dag.svg").read_text(encoding="utf-8"))
+    shown = set(re.findall(r"[a-z_]+", " ".join(texts)))
+    # The leak check stands in validate's box.
+    assert {word for name in stages for word in name.split("-")} <= shown
 
 
 @pytest.mark.parametrize(
