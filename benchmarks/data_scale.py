@@ -86,7 +86,7 @@ def main() -> None:
         clock = time.perf_counter(), time.process_time()
         counts = assemble([from_version(version)], IngestConfig(source="files"), raw)["rows"]
         step("ingest", arguments.rows, *clock)
-        for kind in ("demonstrations", "preferences", "judge", "prompts", "evaluation"):
+        for kind in ("demonstrations", "preferences", "judge", "unpaired", "prompts", "evaluation"):
             clock = time.perf_counter(), time.process_time()
             out, aside = root / f"validated/{kind}.jsonl", root / f"quarantine/{kind}.jsonl"
             report = check_kind(kind, raw / f"{kind}.jsonl", out, aside, config, root / "scratch")
