@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
+from prefloop.models.adapter_dropout import begin_step
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.distribution import added, ranks
 from prefloop.training.memory import REMEDY, MicroBatches, is_out_of_memory
-from prefloop.training.noise import Key, torch_seed
+from prefloop.training.noise import Key
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
 
@@ -77,8 +78,8 @@ def train(
 
     Args:
         parts: see `Parts`.
-        key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from it
-            and the step, so that a resumed training draws the same.
+        key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from
+            it, the step and the rows (`prefloop.models.adapter_dropout`).
         what: the training's name for messages.
         observer: looks at the module now and then.
 
@@ -106,8 +107,9 @@ def train(
     module.train()
     for step in range(start, total):
         before = micro.size
+        begin_step(module, (*key, "step", step))
         # Outside `_accumulated` nothing refers to a failed pass any more, so that its memory is free.
-        while (figures := _accumulated(parts, step, micro.size, (*key, "step", step))) is None:
+        while (figures := _accumulated(parts, step, micro.size)) is None:
             optimisation.optimiser.zero_grad(set_to_none=True)
             micro.halve(what)
         if micro.size != before:
@@ -135,15 +137,13 @@ def train(
     return micro.outcome
 
 
-def _accumulated(parts: Parts, step: int, micro_batch_size: int, noise: Key) -> dict[str, float] | None:
+def _accumulated(parts: Parts, step: int, micro_batch_size: int) -> dict[str, float] | None:
     """Adds up the gradients of this process's share of a step.
 
     Returns:
         Loss and figures of the whole step; None if memory ran out on the way.
     """
     group = ranks()
-    # The draws of an adapter's dropout must not be alike in two shares.
-    torch_seed((*noise, "rank", group.rank) if group.rank else noise)
 
     def own() -> dict[str, float]:
         figures = {"loss": 0.0}

@@ -33,8 +33,10 @@ ODD = {"batch_size": 7}
 SHARED: dict[str, dict[str, Any]] = {
     "sft": ODD,
     "sft_packed": ODD,
+    "sft_with_adapter": ODD,
     "reward": ODD,
     "dpo": ODD,
+    "dpo_with_adapter": ODD,
     "kto": ODD,
     "orpo": ODD,
     "rejection": ODD,
