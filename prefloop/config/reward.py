@@ -48,7 +48,7 @@ class RewardConfig(TrainingConfig):
             the SFT policy's completions; "penalty" subtracts `length_penalty` a token.
         length_penalty: with "penalty": normalised score a token of the completion.
         share_prompt: encode a prompt once for all its completions in training: "auto" does so on a CPU where
-            it pays and the trunk allows it, "on" wherever the trunk allows it.
+            it pays and the trunk allows it, "on" wherever the trunk allows it; with dropout never.
         normalise_prompts: completions of the SFT policy on which scores are brought to mean 0, std 1 (count).
         bootstrap: resamples for intervals.
     """

@@ -15,7 +15,7 @@ class LoraConfig:
     Attributes:
         rank: rank of the update; 0 trains every weight.
         alpha: scale of the update (the update is multiplied by alpha / rank).
-        dropout: dropout on the adapter's input.
+        dropout: probability with which a feature of the adapter's input is dropped in training.
         targets: module names, or "all-linear".
     """
 

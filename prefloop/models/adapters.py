@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from prefloop.config.training import LoraConfig
 from prefloop.errors import ConfigError
+from prefloop.models.adapter_dropout import key_dropout
 from prefloop.training.noise import torch_seed
 
 
@@ -18,7 +19,7 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, task: str =
     """The model with adapters to train, or the model itself when the rank is 0.
 
     Raises:
-        ConfigError: peft is not installed.
+        ConfigError: peft is not installed, or dropout is asked of the output layer's adapter.
     """
     if not config.rank:
         return model
@@ -37,7 +38,9 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int, task: str =
         "target_modules": config.targets if config.targets == "all-linear" else config.targets.split(","),
         "task_type": task,
     }
-    return get_peft_model(model, PeftConfig(**options))
+    adapted = get_peft_model(model, PeftConfig(**options))
+    key_dropout(adapted)
+    return adapted
 
 
 def merge(model: Any) -> PreTrainedModel:

@@ -173,13 +173,16 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:
-    """Sets every dropout to 0: log-probs of the same tokens must agree between sampling and training."""
+    """Sets every dropout to 0: log-probs of the same tokens must agree between sampling and training.
+
+    So is the noise that some routers of experts add while they train.
+    """
     for holder in (model.config, *model.modules()):
         if isinstance(holder, _DropoutNd):
             holder.p = 0.0
-        # Others keep the probability as a number: attention_dropout, resid_pdrop, OPT's layerdrop.
+        # Others keep it as a number: attention_dropout, resid_pdrop, OPT's layerdrop, router_jitter_noise.
         for name, value in vars(holder).items():
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(holder, name, 0.0)
     return model
 

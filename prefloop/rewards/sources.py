@@ -76,11 +76,13 @@ class RewardSum:
         completions: Sequence[str],
         ended: Sequence[bool],
         lengths: Sequence[int] = (),
+        batch_size: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum, (B,) float32, and each source's scores before its weight, (B,) each.
 
         Args:
             lengths: of the completions (tokens, the end token included), for sources that look at them.
+            batch_size: completions that a source is given at once; 0 gives it all.
 
         Raises:
             TrainingError: a source gave a NaN or infinite score.
@@ -91,7 +93,12 @@ class RewardSum:
             if isinstance(source, LengthSource):
                 part = source.score_lengths(torch.tensor(lengths))
             else:
-                part = source.score(prompts, completions, ended)
+                part = torch.cat(
+                    [
+                        source.score(prompts[some], completions[some], ended[some])
+                        for some in _slices(len(completions), batch_size)
+                    ]
+                )
             if not bool(torch.isfinite(part).all()):
                 raise TrainingError(
                     f"the reward source {name} gave a NaN or infinite score", "mend it, or leave it out"
@@ -101,3 +108,9 @@ class RewardSum:
         if self.unended is not None:
             total = torch.where(torch.tensor(list(ended)), total, torch.full_like(total, self.unended))
         return total, parts
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` items of `count`; one where `size` is 0."""
+    step = size or max(count, 1)
+    return [slice(start, start + step) for start in range(0, max(count, 1), step)]

@@ -29,7 +29,11 @@ class Engine(Protocol):
     version: int
 
     def sample(
-        self, prompts: Sequence[str | Messages], key: Key, rows: Sequence[Key] | None = None
+        self,
+        prompts: Sequence[str | Messages],
+        key: Key,
+        rows: Sequence[Key] | None = None,
+        batch_size: int = 0,
     ) -> Rollouts:
         """One completion a prompt, in the prompts' order.
 
@@ -37,6 +41,7 @@ class Engine(Protocol):
             prompts: strings (one user turn) or messages.
             key: what the draws are for, such as (seed, "ppo", step).
             rows: one key a prompt, such as (prompt index, sample index); the place in the list by default.
+            batch_size: completions at once, for an engine that leaves it to the trainer; 0 is its own choice.
         """
         ...
 

@@ -16,6 +16,9 @@ from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length
 from prefloop.training.noise import Key, uniforms
 
+SAMPLED_AT_ONCE = 256
+"""Completions that are sampled at once where nothing says otherwise."""
+
 
 @dataclass
 class Rollouts:
@@ -108,7 +111,7 @@ class Sampler:
         prompts: Sequence[str | Messages],
         key: Key,
         rows: Sequence[Key] | None = None,
-        batch_size: int = 256,
+        batch_size: int = 0,
     ) -> Rollouts:
         """One completion a prompt.
 
@@ -116,9 +119,10 @@ class Sampler:
             prompts: strings (one user turn) or messages.
             key: what the draws are for, such as (seed, "ppo", step).
             rows: one key a prompt, such as (prompt index, sample index); the place in the list by default.
-            batch_size: completions sampled at once. Similar lengths go together; the order of the result is
-                the prompts'.
+            batch_size: completions sampled at once, 0: `SAMPLED_AT_ONCE`. Similar lengths go together; the
+                order of the result is the prompts'.
         """
+        batch_size = batch_size or SAMPLED_AT_ONCE
         rows = [(i,) for i in range(len(prompts))] if rows is None else rows
         room = self.config.max_new_tokens
         encoded = [self.encoder.prompt(prompt, room) for prompt in prompts]

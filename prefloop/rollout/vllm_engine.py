@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prefloop.models.adapters import plain
 from prefloop.models.checkpoint_weights import checkpoint_weights
 from prefloop.models.loading import context_length, first_line
 from prefloop.rollout.sampling import Rollouts, prompt_encoder
+from prefloop.training.memory import is_out_of_memory
 from prefloop.training.noise import Key, seed_of
 
 LEAST_TEMPERATURE = 0.01
@@ -73,21 +75,26 @@ class VLLMEngine:
         self.update(model, 0)
 
     def sample(
-        self, prompts: Sequence[str | Messages], key: Key, rows: Sequence[Key] | None = None
+        self,
+        prompts: Sequence[str | Messages],
+        key: Key,
+        rows: Sequence[Key] | None = None,
+        batch_size: int = 0,
     ) -> Rollouts:
-        """One completion a prompt; see `Engine.sample`.
+        """One completion a prompt; see `Engine.sample`. vLLM itself decides how many it samples at once.
 
         Raises:
-            TrainingError: vLLM gave a request up.
+            TrainingError: vLLM gave a request up, or ran out of memory.
         """
         rows = [(i,) for i in range(len(prompts))] if rows is None else rows
         encoded = [self.encoder.prompt(prompt, self.config.max_new_tokens) for prompt in prompts]
-        self._wake()
-        answers = self._llm.generate(
-            [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in encoded],
-            [self._request(seed_of((*key, *row))) for row in rows],
-            use_tqdm=False,
-        )
+        with _memory():
+            self._wake()
+            answers = self._llm.generate(
+                [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in encoded],
+                [self._request(seed_of((*key, *row))) for row in rows],
+                use_tqdm=False,
+            )
         self._llm.sleep(level=1)
         self._asleep = True
         written = [answer.outputs[0] for answer in answers]
@@ -115,12 +122,13 @@ class VLLMEngine:
         """Loads the model's weights over vLLM's, on the GPU, and drops what it had cached of the old ones.
 
         Raises:
-            TrainingError: the cache could not be dropped.
+            TrainingError: the cache could not be dropped, or vLLM ran out of memory.
         """
-        self._wake()
-        # vLLM runs in this process, so that tensors pass as they are.
-        weights = iter(checkpoint_weights(model).items())
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        with _memory():
+            self._wake()
+            # vLLM runs in this process, so that tensors pass as they are.
+            weights = iter(checkpoint_weights(model).items())
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if not self._llm.reset_prefix_cache():
             raise TrainingError("vLLM kept its cache of the old weights", "set engine to built_in")
         self.version = version
@@ -176,6 +184,21 @@ class VLLMEngine:
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Turns a lack of memory into TrainingError: fewer requests would not help, since vLLM takes its share of
+    the memory whole, and what it had begun is lost."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            "vLLM ran out of memory beside the trainer",
+            "change engine_memory, lower micro_batch_size or max_length, or set engine to built_in",
+        ) from error
 
 
 def _library() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +12,7 @@ from prefloop.data.templates import Encoded
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.distribution import ranks
+from prefloop.training.loop import Part
 
 
 def demonstrate(
@@ -20,20 +21,17 @@ def demonstrate(
     rows: Sequence[Encoded],
     config: OnPolicyConfig,
     precision: str,
-) -> float:
-    """Adds `ptx_coef` times the gradient of the rows' NLL (Ouyang et al. 2022, eq. 2) to the policy's own.
+    micro_batch_size: int,
+) -> Iterator[Part]:
+    """`ptx_coef` times the rows' NLL (Ouyang et al. 2022, eq. 2), beside the policy's own loss.
 
-    Returns:
-        The NLL a token (nats); of several processes each gives what its share adds to it.
+    The figure `ptx_loss` is the NLL a token (nats); of several processes each gives what its share adds.
     """
     device = policy.device.type
     total = sum(sum(row.trainable) for row in rows)
-    loss_sum = 0.0
-    for group in chunks(ranks().share(range(len(rows))), config.micro_batch_size):
+    for group in chunks(ranks().share(range(len(rows))), micro_batch_size):
         batch = collate([rows[i] for i in group], tokenizer).to(device)
         with precision_context(precision, device):
             logprobs, _ = token_logprobs(policy, batch.input_ids, batch.attention_mask, batch.wanted)
         loss = sft_loss(logprobs, batch.wanted, total)
-        (config.ptx_coef * loss).backward()
-        loss_sum += float(loss.detach())
-    return loss_sum
+        yield Part(config.ptx_coef * loss, {"ptx_loss": loss.detach()})

@@ -14,9 +14,14 @@ from prefloop.data.batching import Batch
 from prefloop.objectives.masked import masked_mean, masked_sum
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.engine import Engine
-from prefloop.rollout.sampling import Rollouts
+from prefloop.rollout.sampling import SAMPLED_AT_ONCE, Rollouts
 from prefloop.training.distribution import ranks
+from prefloop.training.memory import MicroBatches
 from prefloop.training.noise import Key
+from prefloop.training.retrying import fitted
+
+SCORED_AT_ONCE = 128
+"""Completions that a reward model scores at once by itself."""
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Collector:
         group_size: completions a prompt.
         key: what the draws are for, such as (seed, "ppo"). A draw is keyed by it, the step, the prompt's
             index and the completion's number in its group: never by a place in a batch.
+        micro: how many completions are sampled and scored at once.
     """
 
     def __init__(
@@ -59,44 +65,63 @@ class Collector:
         prompts: Sequence[Mapping[str, Any]],
         group_size: int,
         key: Key,
+        micro: MicroBatches,
     ) -> None:
         self.engine, self.rewards, self.prompts = engine, rewards, prompts
-        self.group_size, self.key = group_size, key
+        self.group_size, self.key, self.micro = group_size, key, micro
 
     def draw(self, indices: Sequence[int], step: int) -> Scored:
         """`group_size` completions of each prompt in `indices`, group by group, for 0-based `step`."""
         rows = [(i, sample) for i in indices for sample in range(self.group_size)]
         asked = [self.prompts[i]["prompt"] for i, _ in rows]
-        rollouts, scores, parts = sample_and_score(self.engine, self.rewards, asked, (*self.key, step), rows)
+        rollouts, scores, parts = sample_and_score(
+            self.engine, self.rewards, asked, (*self.key, step), rows, self.micro
+        )
         return Scored([i for i, _ in rows], rollouts, scores, parts)
 
 
 def sample_and_score(
-    engine: Engine, rewards: RewardSum, asked: Sequence[Any], key: Key, rows: Sequence[Key]
+    engine: Engine,
+    rewards: RewardSum,
+    asked: Sequence[Any],
+    key: Key,
+    rows: Sequence[Key],
+    micro: MicroBatches,
 ) -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
     """A completion of each prompt and its score, as `Engine.sample` and `RewardSum.score` give them.
 
     Of several processes each samples and scores its share and gets the whole: a draw is keyed by its row, so
-    it does not matter who makes it.
+    it does not matter who makes it, nor beside which others.
+
+    Args:
+        micro: how many completions are sampled and scored at once; fewer once memory ran out.
+
+    Raises:
+        TrainingError: memory runs out with a single one.
     """
     group = ranks()
+    prompts, keys = group.share(asked), group.share(rows)
+    sampled = fitted(
+        lambda: engine.sample(prompts, key, keys, batch_size=micro.sampled.size),
+        micro.sampled,
+        min(len(asked), SAMPLED_AT_ONCE),
+    )
+    mine = sampled[group.rank]
 
-    def own() -> tuple[Rollouts, Tensor, dict[str, Tensor]]:
-        prompts = group.share(asked)
-        rollouts = engine.sample(prompts, key, group.share(rows))
+    def score() -> tuple[Tensor, dict[str, Tensor]]:
         if not prompts:
-            return rollouts, torch.zeros(0), {}
-        return rollouts, *rewards.score(prompts, rollouts.texts, rollouts.ended, rollouts.lengths)
+            return torch.zeros(0), {}
+        return rewards.score(prompts, mine.texts, mine.ended, mine.lengths, micro.scored.size)
 
+    scored = fitted(score, micro.scored, min(len(asked), SCORED_AT_ONCE))
     if group.count == 1:
-        return own()
-    shares = group.together(own)
+        return mine, *scored[0]
     names = [field.name for field in dataclasses.fields(Rollouts)]
-    rollouts = Rollouts(**{n: group.woven([getattr(share[0], n) for share in shares]) for n in names})
-    scores = torch.stack(group.woven([list(share[1]) for share in shares]))
+    rollouts = Rollouts(**{n: group.woven([getattr(share, n) for share in sampled]) for n in names})
+    scores = torch.stack(group.woven([list(scores) for scores, _ in scored]))
     parts = {
-        name: torch.stack(group.woven([list(share[2].get(name, ())) for share in shares]))
-        for name in shares[0][2]
+        name: torch.stack(group.woven([list(parts.get(name, ())) for _, parts in scored]))
+        for name in scored[0][1]
     }
     return rollouts, scores, parts
 

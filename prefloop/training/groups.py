@@ -69,7 +69,7 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
         reference = self.reference_logprobs(batch) if config.weighs_kl else None
         figures |= rollout_figures(scored, batch.wanted, logprobs, entropy, reference, beta)
         behaviour = behaviour_logprobs(scored.rollouts, batch)
-        figures |= self.engine_figures(logprobs, behaviour, batch.wanted)
+        figures |= self.gap.figures(logprobs, behaviour, batch.wanted)
         anchor = logprobs if reference is None else reference
         taken = self._informative(scored)
         kept = [row for row in range(len(scored.prompts)) if taken[row // config.group_size]]
@@ -107,7 +107,7 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
                 tokens=tokens,
                 length=config.loss_length or config.sampling.max_new_tokens,
             )
-            loss = policy = masked_sum(weights * self.importance(picked) * terms.loss, mask).sum()
+            loss = policy = masked_sum(weights * self.gap.weights(picked) * terms.loss, mask).sum()
             metrics = {
                 "policy_loss": float(policy.detach()),
                 "clip_fraction": float(masked_sum(terms.clipped, mask).sum()) / tokens,

@@ -273,7 +273,7 @@ def step_point(
 ) -> Tensor:
     """The reference point of a step under the present policy: a scalar on the model's device.
 
-    Without dropout, whose draws would else depend on how the step is cut into micro-batches.
+    Without dropout, as the reference that it is measured to has none.
     """
     training = model.training
     model.eval()

@@ -16,9 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.rollout import SamplingConfig
 from prefloop.objectives.masked import masked_sum
-from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.rollout.sampling import SAMPLED_AT_ONCE, Rollouts, Sampler
+from prefloop.training.distribution import ranks
+from prefloop.training.memory import MicroBatches
 from prefloop.training.noise import Key, permutation
 from prefloop.training.passes import Passes, as_batch
+from prefloop.training.retrying import fitted
 
 Row = Mapping[str, Any]
 LOOKS = 5
@@ -102,7 +105,8 @@ class Looks:
     ) -> None:
         self.policy, self.prompts, self.looks = policy, prompts, looks
         self.sampler = Sampler(policy, tokenizer, sampling, precision)
-        self.passes = Passes(policy.device.type, precision, sampling.temperature, micro_batch_size)
+        self.micro = MicroBatches("a look at the policy", micro_batch_size)
+        self.passes = Passes(policy.device.type, precision, sampling.temperature, self.micro)
         self.noise: list[Key] = [(seed, "looks", str(row.get("id", i))) for i, row in enumerate(prompts)]
         self.rows: list[dict[str, Any]] = []
 
@@ -112,20 +116,33 @@ class Looks:
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, float]:
-        """Lets the policy answer; mean length (tokens) and the share that ended."""
+        """Lets the policy answer; mean length (tokens), the share that ended, and sizes that memory reduced.
+
+        Raises:
+            TrainingError: a single answer does not fit into memory.
+        """
         training = self.policy.training
         self.policy.eval()
-        rollouts = self.sampler.sample([row["prompt"] for row in self.prompts], (), self.noise)
+        asked, sampled = [row["prompt"] for row in self.prompts], self.micro.sampled
+        held = min(len(asked), SAMPLED_AT_ONCE)
+        rollouts = fitted(
+            lambda: self.sampler.sample(asked, (), self.noise, batch_size=sampled.size), sampled, held
+        )[ranks().rank]
         batch = as_batch(rollouts, int(self.sampler.tokenizer.pad_token_id)).to(self.passes.device)
-        (logprobs,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
+        logprobs = self.passes.whole(self.policy, batch)
         self.policy.train(training)
         summed = masked_sum(logprobs, batch.wanted)
         self.rows += look_rows(step, self.prompts, rollouts, summed, self.noise, self.sampler.config)
         count = len(self.prompts)
-        return {"look/length": sum(rollouts.lengths) / count, "look/ended": sum(rollouts.ended) / count}
+        return {
+            "look/length": sum(rollouts.lengths) / count,
+            "look/ended": sum(rollouts.ended) / count,
+            **{f"look/{name}": size for name, size in self.micro.figures().items()},
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "micro_batches": self.micro.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rows = list(state["rows"])
+        self.micro.load_state_dict(state["micro_batches"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,12 +13,14 @@ from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
+from prefloop.models.adapter_dropout import begin_step
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.distribution import added, ranks
-from prefloop.training.memory import REMEDY, MicroBatches, is_out_of_memory
-from prefloop.training.noise import Key, torch_seed
+from prefloop.training.memory import Limit, MicroBatches, room_for_optimiser
+from prefloop.training.noise import Key
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
+from prefloop.training.retrying import fitted
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def train(
     recorder: Recorder,
     what: str,
     observer: Observer | None = None,
+    micro: MicroBatches | None = None,
 ) -> dict[str, Any]:
     """Trains `module` in place for `total` optimiser steps, from the last checkpoint if there is one.
 
@@ -77,10 +81,11 @@ def train(
 
     Args:
         parts: see `Parts`.
-        key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from it
-            and the step, so that a resumed training draws the same.
+        key: what the training's noise is for, such as (seed, "sft"): the dropout of adapters is drawn from
+            it, the step and the rows (`prefloop.models.adapter_dropout`).
         what: the training's name for messages.
         observer: looks at the module now and then.
+        micro: what enters a model at once; where the training samples, too, its sampling shares it.
 
     Returns:
         Figures for the stage's metrics: `{"out_of_memory": {"micro_batch_size": n}}` if memory ran out, else
@@ -90,7 +95,8 @@ def train(
         TrainingError: the loss is NaN or infinite, or a single example does not fit into memory.
         StopRequested: asked to end; a checkpoint was saved.
     """
-    optimisation, micro, group = Optimisation(module, config, total), MicroBatches(config), ranks()
+    optimisation, group = Optimisation(module, config, total), ranks()
+    micro = micro or MicroBatches(what, config.micro_batch_size)
     start = 0
     found = checkpoints.latest()
     if found:
@@ -105,18 +111,20 @@ def train(
     save_memory(module, config)
     module.train()
     for step in range(start, total):
-        before = micro.size
-        # Outside `_accumulated` nothing refers to a failed pass any more, so that its memory is free.
-        while (figures := _accumulated(parts, step, micro.size, (*key, "step", step))) is None:
-            optimisation.optimiser.zero_grad(set_to_none=True)
-            micro.halve(what)
-        if micro.size != before:
-            recorder.say(f"out of memory at step {step + 1}: goes on with a micro-batch of {micro.size}")
+        begin_step(module, (*key, "step", step))
+        loss, figures = accumulated(
+            partial(parts, step),
+            micro.passes,
+            config.batch_size,
+            partial(optimisation.optimiser.zero_grad, set_to_none=True),
+        )
+        figures = {"loss": loss, **figures}
+        micro.tell(recorder, step + 1)
         check_finite(figures["loss"], what, step + 1)
-        norm, rate = _applied(optimisation, step, what)
+        with room_for_optimiser(what):
+            norm, rate = optimisation.step(step)
         check_finite(norm, what, step + 1)
-        if micro.reduced:
-            figures["micro_batch_size"] = float(micro.size)
+        figures.update(micro.figures())
         if observer is not None and observer.due(step + 1, total):
             figures.update(observer.look(step + 1))
         recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
@@ -135,40 +143,33 @@ def train(
     return micro.outcome
 
 
-def _accumulated(parts: Parts, step: int, micro_batch_size: int, noise: Key) -> dict[str, float] | None:
-    """Adds up the gradients of this process's share of a step.
+def accumulated(
+    parts: Callable[[int], Iterable[Part]], limit: Limit, examples: int, clear: Callable[[], None]
+) -> tuple[float, dict[str, float]]:
+    """Adds up the gradients of this process's share of a step, in micro-batches that fit into memory.
+
+    Args:
+        parts: the share's, for a micro-batch size (0: no limit).
+        examples: of the whole step. clear: drops the gradients of a step that did not fit.
 
     Returns:
-        Loss and figures of the whole step; None if memory ran out on the way.
+        Loss and figures of the whole step.
+
+    Raises:
+        TrainingError: a single example does not fit.
     """
-    group = ranks()
-    # The draws of an adapter's dropout must not be alike in two shares.
-    torch_seed((*noise, "rank", group.rank) if group.rank else noise)
 
-    def own() -> dict[str, float]:
-        figures = {"loss": 0.0}
-        for part in parts(step, micro_batch_size):
+    def own() -> tuple[float, dict[str, float]]:
+        loss, figures = 0.0, dict[str, float]()
+        for part in parts(limit.size):
             part.loss.backward()
-            for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
+            loss += float(part.loss.detach())
+            for name, value in part.metrics.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
-        return figures
+        return loss, figures
 
-    try:
-        return added(group.together(own))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-
-
-def _applied(optimisation: Optimisation, step: int, what: str) -> tuple[float, float]:
-    """The optimiser's step; it may have moved some weights when memory runs out, so it is not tried again."""
-    try:
-        return optimisation.step(step)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(f"{what}: memory runs out for the optimiser's state", REMEDY) from error
+    shares = fitted(own, limit, examples, clear)
+    return sum(loss for loss, _ in shares), added(figures for _, figures in shares)
 
 
 def check_finite(value: float, what: str, step: int) -> None:

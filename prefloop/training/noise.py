@@ -39,5 +39,5 @@ def seed_of(key: Key) -> int:
 
 
 def torch_seed(key: Key) -> None:
-    """Seeds torch's global generators (weight initialisation, dropout) from a key."""
+    """Seeds torch's global generators (weight initialisation) from a key."""
     torch.manual_seed(seed_of(key))

@@ -16,16 +16,18 @@ from prefloop.data.batching import Batch, Order
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError, StopRequested, TrainingError
 from prefloop.models.adapters import reference_mode
-from prefloop.objectives.importance import importance_weights, mismatch
-from prefloop.objectives.kl import AdaptiveKL, FixedKL, ScheduledKL
+from prefloop.objectives.kl import FixedKL
 from prefloop.rewards.sources import RewardSum
 from prefloop.rollout.engine import make_engine
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
-from prefloop.training.distribution import added, ranks
+from prefloop.training.distribution import ranks
+from prefloop.training.engine_gap import gap_of
 from prefloop.training.experience import Collector, Experience, Learning
+from prefloop.training.kl_control import controller_of
 from prefloop.training.looks import Row
-from prefloop.training.loop import Part, check_finite
+from prefloop.training.loop import Part, accumulated, check_finite
+from prefloop.training.memory import MicroBatches, room_for_optimiser
 from prefloop.training.noise import permutation
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.passes import Passes
@@ -81,11 +83,10 @@ class OnPolicyTrainer(ABC, Generic[E]):
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.config, self.precision, self.demonstrations = config, precision, demonstrations
         self.device = policy.device.type
-        self.passes = Passes(
-            self.device, precision, config.sampling.temperature, config.micro_batch_size, self.together
-        )
+        self.micro = MicroBatches(self.name, config.micro_batch_size)
+        self.passes = Passes(self.device, precision, config.sampling.temperature, self.micro, self.together)
         self.engine = make_engine(policy, tokenizer, config, precision)
-        self.collector = Collector(self.engine, rewards, self.prompts, self.group_size, self.key)
+        self.collector = Collector(self.engine, rewards, self.prompts, self.group_size, self.key, self.micro)
         self.selection = Selection(
             policy, reference, self.engine, rewards, self.passes, self.held_out, config, self.key
         )
@@ -94,9 +95,8 @@ class OnPolicyTrainer(ABC, Generic[E]):
         self.optimisation = Optimisation(policy, config, config.steps * self.updates)
         self.controller = self.make_controller()
         self.constant = 0
-        gradient = config if isinstance(config, PolicyGradientConfig) else None
-        self.kl_stop = gradient.kl_stop if gradient else 0.0
-        self.importance_cap = gradient.importance_cap if gradient else 0.0
+        self.kl_stop = config.kl_stop if isinstance(config, PolicyGradientConfig) else 0.0
+        self.gap = gap_of(config)
         save_memory(policy, config)
 
     @property
@@ -105,15 +105,8 @@ class OnPolicyTrainer(ABC, Generic[E]):
         return 1
 
     def make_controller(self) -> FixedKL:
-        """What sets beta from step to step, as `kl_control` says."""
-        config = self.config
-        if not isinstance(config, PolicyGradientConfig):
-            return FixedKL(0.0)
-        if config.kl_control == "adaptive":
-            return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-        if config.kl_control == "schedule":
-            return ScheduledKL(config.kl_coef, config.kl_final, config.steps)
-        return FixedKL(config.kl_coef)
+        """What sets beta from step to step."""
+        return controller_of(self.config)
 
     @abstractmethod
     def collect(self, step: int) -> tuple[E, dict[str, float]]:
@@ -126,15 +119,19 @@ class OnPolicyTrainer(ABC, Generic[E]):
         Of several processes each gives those of its share.
         """
 
-    def train(self, checkpoints: Checkpoints, recorder: Recorder) -> None:
+    def train(self, checkpoints: Checkpoints, recorder: Recorder) -> dict[str, Any]:
         """Runs `config.steps` rollout batches, from the last checkpoint if there is one (which may lie in the
         middle of a batch's updates); leaves the policy with the weights that were chosen.
 
         Where several processes share the training, each samples, scores and learns from its share; all of
         them hold the whole rollout batch, so that advantages are those of one process.
 
+        Returns:
+            Figures for the stage's metrics: `out_of_memory` with the sizes that fitted, or none.
+
         Raises:
-            TrainingError: a loss became NaN, or the reward model tells nothing apart.
+            TrainingError: a loss became NaN, the reward model tells nothing apart, or a single example does
+                not fit into memory.
             StopRequested: asked to end; a checkpoint was saved.
         """
         total = self.config.steps
@@ -156,11 +153,12 @@ class OnPolicyTrainer(ABC, Generic[E]):
                 if self.selection.due(step + 1):
                     self._push(step + 1)
                     figures.update(self.selection.look(step + 1))
-                recorder.log(step + 1, total, figures)
+                recorder.log(step + 1, total, {**figures, **self.micro.figures()})
                 learning = None
                 self._pause(checkpoints, recorder, step + 1)
         self.selection.restore()
         self.policy.eval()
+        return self.micro.outcome
 
     def advance(self, learning: Learning[E], step: int) -> None:
         """The next update of the inner epochs over one rollout batch."""
@@ -217,22 +215,30 @@ class OnPolicyTrainer(ABC, Generic[E]):
 
     def _update(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
         """One optimiser step on some rows of the rollout batch."""
-        figures: dict[str, float] = {}
-        loss = 0.0
-        for part in self.parts(experience, rows, step):  # of this process's share
-            part.loss.backward()
-            loss += float(part.loss.detach())
-            for name, value in part.metrics.items():
-                figures[name] = figures.get(name, 0.0) + float(value)
+        units = len(rows) // self.together
+        loss, figures = accumulated(
+            lambda size: self._losses(experience, rows, step, update), self.micro.passes, units, self._clear
+        )
+        check_finite(loss, self.name, step + 1)
+        with room_for_optimiser(self.name):
+            applied = self.apply(step * self.updates + update, step)
+        check_finite(sum(applied.values()), self.name, step + 1)
+        return {**figures, **applied}
+
+    def _losses(self, experience: E, rows: Sequence[int], step: int, update: int) -> Iterator[Part]:
+        """The parts of an update, and of the demonstrations beside it."""
+        yield from self.parts(experience, rows, step)
         if self.config.ptx_coef and self.learns(step):
             order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
             shown = [self.demonstrations[i] for i in order[: len(rows)]]
-            figures["ptx_loss"] = demonstrate(self.policy, self.tokenizer, shown, self.config, self.precision)
-        figures, loss = added(ranks().gather(figures)), sum(ranks().gather(loss))
-        check_finite(loss, self.name, step + 1)
-        applied = self.apply(step * self.updates + update, step)
-        check_finite(sum(applied.values()), self.name, step + 1)
-        return {**figures, **applied}
+            yield from demonstrate(
+                self.policy, self.tokenizer, shown, self.config, self.precision, self.micro.passes.size
+            )
+
+    def _clear(self) -> None:
+        """Drops the gradients of an update that did not fit."""
+        for _, optimisation in self.trained().values():
+            optimisation.optimiser.zero_grad(set_to_none=True)
 
     def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T) under the policy, without gradient."""
@@ -244,31 +250,15 @@ class OnPolicyTrainer(ABC, Generic[E]):
 
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """Log-probs (B, T) under the reference, without gradient."""
-        with torch.no_grad(), reference_mode(self.reference):
-            (logprobs,) = self.passes.in_groups(
-                batch, lambda part: self.passes.logprobs(self.reference, part)[:1]
-            )
-        return logprobs
-
-    def engine_figures(self, logprobs: Tensor, behaviour: Tensor, mask: Tensor) -> dict[str, float]:
-        """How far the engine that sampled is from the trainer on a rollout batch, (B, T) each."""
-        figures = {f"engine/{name}": value for name, value in mismatch(logprobs, behaviour, mask).items()}
-        if self.importance_cap:
-            weights = importance_weights(logprobs, behaviour, self.importance_cap)
-            figures["engine/capped"] = float((weights >= self.importance_cap)[mask].float().mean())
-        return figures
-
-    def importance(self, picked: Experience) -> Tensor | float:
-        """Weights (B, T) of the policy's token losses; 1 where `importance_cap` is off."""
-        if not self.importance_cap:
-            return 1.0
-        return importance_weights(picked.logprobs, picked.behaviour, self.importance_cap)
+        with reference_mode(self.reference):
+            return self.passes.whole(self.reference, batch)
 
     def _pause(
         self, checkpoints: Checkpoints, recorder: Recorder, step: int, learning: Learning[E] | None = None
     ) -> None:
         """Saves a checkpoint, when one is due or a stop was asked for, after `step` whole steps and the
         updates that `learning` has behind it; then stops if asked to."""
+        self.micro.tell(recorder, step + (learning is not None))
         stop, total = ranks().from_main(recorder.stop_requested()), self.config.steps
         if stop or (checkpoints.due() and step < total):
             part = 0 if learning is None else learning.done + 1
@@ -285,6 +275,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             "constant": self.constant,
             "best": self.selection.best,
             "looks": self.selection.looks,
+            "micro_batches": self.micro.state_dict(),
         }
         for name, (module, optimisation) in self.trained().items():
             state[name] = {"weights": trainable_state(module), "optimiser": optimisation.state_dict()}
@@ -298,6 +289,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
             optimisation.load_state_dict(state[name]["optimiser"])
         self.controller.load_state_dict(state["controller"])
         self.constant = state["constant"]
+        self.micro.load_state_dict(state["micro_batches"])
         self.selection.best, self.selection.looks = state["best"], list(state["looks"])
         if "learning" not in state:
             return None

@@ -54,7 +54,7 @@ class OnlineDPOTrainer(OnPolicyTrainer[PairExperience]):
         reference = self.reference_logprobs(batch)
         figures = rollout_figures(scored, batch.wanted, logprobs, entropy, reference, self.config.beta)
         behaviour = behaviour_logprobs(scored.rollouts, batch)
-        figures |= self.engine_figures(logprobs, behaviour, batch.wanted)
+        figures |= self.gap.figures(logprobs, behaviour, batch.wanted)
         pairs = scored.scores.view(-1, 2)
         draws = uniforms((*self.key, step, "label"), [(i,) for i in scored.prompts[::2]], 1)[:, 0]
         first = preference(pairs, self.config.labels, draws)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
+from prefloop.models.adapter_dropout import recomputation
 from prefloop.models.adapters import plain
 from prefloop.training.distribution import ranks
 
@@ -94,4 +95,4 @@ def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
 def save_memory(model: PreTrainedModel, config: TrainingConfig) -> None:
     """Has a model recompute activations in its backward passes, if the configuration asks for it."""
     if config.gradient_checkpointing:
-        plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=recomputation(model))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,6 +13,8 @@ from prefloop.data.batching import Batch, chunks, length_groups, pad
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.rollout.sampling import Rollouts
 from prefloop.training.distribution import ranks
+from prefloop.training.memory import MicroBatches
+from prefloop.training.retrying import fitted
 
 FORWARD_ROWS = 128
 """Rows of a forward pass without gradient, where `micro_batch_size` sets no limit."""
@@ -30,14 +33,14 @@ class Passes:
     Attributes:
         device: "cpu" or "cuda". precision: "fp32" or "bf16".
         temperature: logits are divided by it, as when the tokens were sampled.
-        micro_batch_size: units a pass at most; 0 sets no limit.
+        micro: units a pass at most; fewer once memory ran out.
         together: rows of a unit, which stand side by side and enter the same pass (2 for pairs).
     """
 
     device: str
     precision: str
     temperature: float
-    micro_batch_size: int
+    micro: MicroBatches = field(default_factory=lambda: MicroBatches("passes"))
     together: int = 1
 
     def logprobs(
@@ -60,6 +63,11 @@ class Passes:
                 hidden=hidden,
             )
 
+    @torch.no_grad()
+    def whole(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Log-probs (B, T) of a whole batch's wanted tokens, without gradient."""
+        return self.in_groups(batch, lambda part: self.logprobs(model, part)[:1])[0]
+
     def groups(self, batch: Batch, rows: Sequence[int], limit: int = 0) -> list[list[int]]:
         """Rows for one forward pass each: at most a micro-batch (or `limit` units), of similar length.
 
@@ -71,7 +79,7 @@ class Passes:
         longest = [max(lengths[i] for i in unit) for unit in units]
         return [
             [i for n in group for i in units[micro[n]]]
-            for micro in chunks(range(len(units)), self.micro_batch_size or limit)
+            for micro in chunks(range(len(units)), self.micro.passes.size or limit)
             for group in length_groups([longest[u] for u in micro], self.device)
         ]
 
@@ -79,14 +87,24 @@ class Passes:
         """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group.
 
         Of several processes each computes its share and gets the whole.
+
+        Raises:
+            TrainingError: a single unit does not fit into memory.
         """
         results: list[Tensor] = []
-        for group in self.groups(batch, range(len(batch.input_ids)), FORWARD_ROWS):
-            part = batch.rows(group)
-            parts = compute(part)
-            results = results or [x.new_zeros(batch.input_ids.shape) for x in parts]
-            for result, x in zip(results, parts, strict=True):
-                result[group, : x.shape[1]] = x
-        if not results:  # no row for this process: a pass tells what the others' results look like
-            results = [x.new_zeros(batch.input_ids.shape) for x in compute(batch.rows([0]))]
+
+        def own() -> None:
+            results.clear()
+            for group in self.groups(batch, range(len(batch.input_ids)), FORWARD_ROWS):
+                part = batch.rows(group)
+                parts = compute(part)
+                if not results:
+                    results.extend(x.new_zeros(batch.input_ids.shape) for x in parts)
+                for result, x in zip(results, parts, strict=True):
+                    result[group, : x.shape[1]] = x
+            if not results:  # no row for this process: a pass tells what the others' results look like
+                results.extend(x.new_zeros(batch.input_ids.shape) for x in compute(batch.rows([0])))
+
+        units = -(-len(batch.input_ids) // self.together)
+        fitted(own, self.micro.passes, min(units, FORWARD_ROWS))
         return tuple(ranks().sum(result) for result in results)

@@ -96,7 +96,7 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
             advantages = masked_whiten(advantages, mask)
         figures = rollout_figures(scored, mask, logprobs, entropy, reference, beta)
         behaviour = behaviour_logprobs(scored.rollouts, batch)
-        figures |= self.engine_figures(logprobs, behaviour, mask)
+        figures |= self.gap.figures(logprobs, behaviour, mask)
         figures["explained_variance"] = float(explained_variance(values, returns, mask))
         return PPOExperience(batch, logprobs, behaviour, values, advantages, returns), figures
 
@@ -115,7 +115,7 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
                 clip_range=config.clip_range,
                 dual_clip=config.dual_clip,
             )
-            policy = masked_sum(self.importance(picked) * terms.loss, mask).sum() / tokens
+            policy = masked_sum(self.gap.weights(picked) * terms.loss, mask).sum() / tokens
             errors = value_loss(values, picked.values, picked.returns, clip_range=config.value_clip_range)
             value = masked_sum(errors, mask).sum() / tokens
             yield Part(

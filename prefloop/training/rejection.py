@@ -23,6 +23,7 @@ from prefloop.training.experience import Collector
 from prefloop.training.language_model import TokenRows
 from prefloop.training.looks import Row
 from prefloop.training.loop import Observer, Part, train
+from prefloop.training.memory import MicroBatches
 from prefloop.training.recorder import Recorder
 
 
@@ -67,7 +68,8 @@ class RejectionTrainer:
         self.policy, self.tokenizer, self.prompts = policy, tokenizer, prompts
         self.config, self.precision, self.key = config, precision, (seed, "rejection")
         self.engine = make_engine(policy, tokenizer, config, precision)
-        self.collector = Collector(self.engine, rewards, prompts, config.group_size, self.key)
+        self.micro = MicroBatches("rejection", config.micro_batch_size)
+        self.collector = Collector(self.engine, rewards, prompts, config.group_size, self.key, self.micro)
         self.per_round = steps_in(len(prompts), config.batch_size, config.epochs, config.steps)
         self.rounds: dict[int, Round] = {}
 
@@ -107,6 +109,7 @@ class RejectionTrainer:
                 recorder=recorder,
                 what="rejection",
                 observer=observer,
+                micro=self.micro,
             )
             for number in range(self.config.rounds):  # a resumed training has not seen those before
                 self._open(number, checkpoints)

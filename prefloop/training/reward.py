@@ -126,10 +126,14 @@ def fit_reward_model(
 def shared_prompts(
     model: RewardModel, rows: Sequence[EncodedRanking], config: RewardConfig
 ) -> list[list[Tree]] | None:
-    """Each ranking's conversations as trees that encode its prompt once; None where none is to be shared."""
+    """Each ranking's conversations as trees that encode its prompt once; None where none is to be shared.
+
+    With dropout there are none: a conversation's masks are its own, its prompt's included.
+    """
     unmeasured = config.share_prompt == "auto" and model.model.device.type != "cpu"
     if (
         config.share_prompt == "off"
+        or (config.lora.rank and config.lora.dropout)
         or unmeasured
         or not can_share(model.model, int(model.tokenizer.pad_token_id))
     ):

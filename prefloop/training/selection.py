@@ -67,14 +67,14 @@ class Selection:
         """Scores the policy on held-out prompts; keeps weights that none within the KL budget beat."""
         self.policy.eval()
         noise = [(*self.key, "select", i) for i in range(len(self.prompts))]
-        rollouts, scores, _ = sample_and_score(self.engine, self.rewards, self.prompts, (), noise)
+        rollouts, scores, _ = sample_and_score(
+            self.engine, self.rewards, self.prompts, (), noise, self.passes.micro
+        )
         pad_id = int(self.engine.tokenizer.pad_token_id)
         batch = as_batch(rollouts, pad_id).to(self.passes.device)
-        (own,) = self.passes.in_groups(batch, lambda part: self.passes.logprobs(self.policy, part)[:1])
+        own = self.passes.whole(self.policy, batch)
         with reference_mode(self.reference):
-            (reference,) = self.passes.in_groups(
-                batch, lambda part: self.passes.logprobs(self.reference, part)[:1]
-            )
+            reference = self.passes.whole(self.reference, batch)
         kl = float(masked_sum(own - reference, batch.wanted).sum()) / len(self.prompts)
         mean = float(scores.mean())
         if passes_mark(step, self.config.steps, LOOKS, self.config.select_every):

@@ -122,9 +122,9 @@ def improve(
     )
     sampled, held = len(trainer.prompts), len(trainer.held_out)
     stage.say(f"{sampled:,} prompts to sample, {held:,} held out to choose the checkpoint")
-    trainer.train(materials.bench.checkpoints, stage.recorder)
+    outcome = trainer.train(materials.bench.checkpoints, stage.recorder)
     write_policy(stage, policy, tokenizer, what, f"{sampled:,} prompts", trainer.selection.looks)
-    stage.metrics({"prompts": sampled, "held_out": held, **trainer.selection.figures()})
+    stage.metrics({"prompts": sampled, "held_out": held, **trainer.selection.figures(), **outcome})
 
 
 def write_policy(

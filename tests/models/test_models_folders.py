@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,7 +24,7 @@ from prefloop.files import read_json
 from prefloop.models.classifiers import score_head
 from prefloop.models.creating import create_model
 from prefloop.models.critic import Critic, make_critic
-from prefloop.models.loading import load_policy
+from prefloop.models.loading import load_policy, turn_dropout_off
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.reward_normalisation import Normalisation
 from prefloop.models.saving import save_model
@@ -159,6 +160,25 @@ def test_dropout_is_off_even_where_the_configuration_sets_it(tmp_path: Path) -> 
     model, tokens = load_policy(folder)
     model.train()
     ids = torch.tensor([tokens("The lamp is red.")["input_ids"]])
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_noise_of_routers_is_off() -> None:
+    config = AutoConfig.for_model(
+        "mixtral",
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        router_jitter_noise=0.5,
+    )
+    model = AutoModelForCausalLM.from_config(config).train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    turn_dropout_off(model)
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 

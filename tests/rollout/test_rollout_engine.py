@@ -45,7 +45,7 @@ def both(model: PreTrainedModel, precision: str, temperature: float) -> tuple[Te
     assert [len(row) for row in rollouts.logprobs] == rollouts.lengths
     batch = as_batch(rollouts, int(tokens.pad_token_id))
     with torch.no_grad():
-        own, _ = Passes("cpu", precision, temperature, 0).logprobs(model, batch)
+        own, _ = Passes("cpu", precision, temperature).logprobs(model, batch)
     return own, behaviour_logprobs(rollouts, batch), batch.wanted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def moved(model: PreTrainedModel) -> PreTrainedModel:
 def gap(model: PreTrainedModel, rollouts: Any, temperature: float = 1.0) -> float:
     batch = as_batch(rollouts, int(TOKENS.pad_token_id))
     with torch.no_grad():
-        own, _ = Passes("cpu", "fp32", temperature, 0).logprobs(model, batch)
+        own, _ = Passes("cpu", "fp32", temperature).logprobs(model, batch)
     return mismatch(own, behaviour_logprobs(rollouts, batch), batch.wanted)["mismatch_max"]
 
 
@@ -165,6 +166,26 @@ def test_a_request_that_vllm_gave_up_stops_the_training(library: type[fake_vllm.
     library.finish = "abort"
     with pytest.raises(TrainingError, match=r"finished 0 of 6 completions \(abort\)"):
         engine.sample(PROMPTS, KEY)
+
+
+@pytest.mark.parametrize("call", ["generate", "wake_up", "collective_rpc"])
+def test_memory_that_vllm_lacks_stops_the_training(
+    call: str, library: type[fake_vllm.LLM], monkeypatch: Any
+) -> None:
+    model = tiny.model(TOKENS)
+    engine = engine_of(model)
+    engine.sample(PROMPTS, KEY)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(library, call, full)
+    sample, update = partial(engine.sample, PROMPTS, KEY), partial(engine.update, model, 1)
+    failing = update if call == "collective_rpc" else sample
+    # Fewer requests at once would not help: the trainer must not try.
+    with pytest.raises(TrainingError, match="vLLM ran out of memory") as caught:
+        failing()
+    assert "engine_memory" in caught.value.remedy
 
 
 def test_a_cache_that_stays_stops_the_training(library: type[fake_vllm.LLM], monkeypatch: Any) -> None:

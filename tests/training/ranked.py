@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +21,7 @@ from transformers.utils import logging
 
 from prefloop.errors import StopRequested
 from prefloop.models.forward import token_logprobs
+from prefloop.rollout.sampling import Sampler
 from prefloop.training.distribution import RankLost, joined, meeting, ranks
 from tests import tiny
 from tests.tiny import StopAfter, StopAtCall
@@ -34,15 +37,30 @@ class Fault(StopAfter):
         return False
 
 
-def without_room(room: int) -> Any:
-    """Makes a forward pass of more than `room` rows run out of memory; 0 leaves it room."""
+@contextmanager
+def without_room(room: int) -> Iterator[None]:
+    """Within it a pass of more than `room` rows runs out of memory, sampling included; 0 leaves it room."""
+
+    def require(rows: int) -> None:
+        if room and rows > room:
+            raise MemoryError("out of memory, says the test")
 
     def limited(model: Any, input_ids: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        if room and len(input_ids) > room:
-            raise MemoryError("out of memory, says the test")
+        require(len(input_ids))
         return token_logprobs(model, input_ids, *rest, **options)
 
-    return mock.patch("prefloop.training.language_model.token_logprobs", limited)
+    whole = Sampler._batch
+
+    def sampled(sampler: Sampler, prompts: list[list[int]], noise: Tensor) -> Any:
+        require(len(prompts))
+        return whole(sampler, prompts, noise)
+
+    with (
+        mock.patch("prefloop.training.language_model.token_logprobs", limited),
+        mock.patch("prefloop.training.passes.token_logprobs", limited),
+        mock.patch.object(Sampler, "_batch", sampled),
+    ):
+        yield
 
 
 def gradients(rank: int) -> dict[str, Any]:

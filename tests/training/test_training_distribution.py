@@ -33,8 +33,10 @@ ODD = {"batch_size": 7}
 SHARED: dict[str, dict[str, Any]] = {
     "sft": ODD,
     "sft_packed": ODD,
+    "sft_with_adapter": ODD,
     "reward": ODD,
     "dpo": ODD,
+    "dpo_with_adapter": ODD,
     "kto": ODD,
     "orpo": ODD,
     "rejection": ODD,
@@ -52,6 +54,7 @@ JOBS: list[dict[str, Any]] = [
     *({"name": name, "training": name, "changes": changes} for name, changes in SHARED.items()),
     *({"name": f"idle-{name}", "training": name, "changes": changes} for name, changes in IDLE.items()),
     {"name": "memory", "training": "sft", "changes": ODD, "room": 2},
+    {"name": "memory-grpo", "training": "grpo", "room": 2},
     *({"name": f"stopped-{name}", "training": name, "stop": 3} for name in ("sft", "kto", "rejection")),
     {"name": "stopped-ppo", "training": "ppo", "stop_at_call": 7},
     *({"name": f"resumed-{name}", "training": name} for name in ("sft", "ppo")),
@@ -173,6 +176,18 @@ def test_a_process_without_memory_makes_both_take_smaller_passes(
     assert {row.pop("micro_batch_size") for row in rows} == {1.0}
     assert_same_curve(rows, expected["rows"])
     assert_same_weights(result("memory")["weights"], expected["weights"])
+
+
+def test_a_process_without_memory_makes_both_sample_and_learn_from_less_at_once(
+    result: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    expected = alone({"training": "grpo"}, tmp_path / "alone")
+    for rank in (0, 1):
+        rows = [dict(row) for row in result("memory-grpo", rank)["rows"]]
+        for figure in ("micro_batch_size", "sampled_at_once"):
+            assert {row.pop(figure) for row in rows} == {2.0}
+        assert_same_curve(rows, expected["rows"])
+        assert_same_weights(result("memory-grpo", rank)["weights"], expected["weights"])
 
 
 def test_a_process_that_dies_ends_the_training_of_the_other(result: Callable[..., dict[str, Any]]) -> None:

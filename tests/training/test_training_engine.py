@@ -113,12 +113,12 @@ def test_a_tokens_policy_loss_is_weighted_by_how_much_likelier_the_trainer_has_i
     corrected = trainer_of(method, tmp_path / method, importance_cap=1.2, **changes)
     experience, _ = corrected.collect(0)
     mask = experience.batch.wanted
-    assert corrected.importance(experience).sub(1).abs().max() < 1e-4  # type: ignore[union-attr]
+    assert corrected.gap.weights(experience).sub(1).abs().max() < 1e-4  # type: ignore[union-attr]
     # An engine that had every token at half or twice the trainer's probability, by turns.
     turns = torch.arange(mask.numel()).view_as(mask) % 2 * 2 - 1
     behaviour = experience.logprobs + turns * mask * torch.tensor(2.0).log()
     experience = type(experience)(**{**vars(experience), "behaviour": behaviour})
-    figures = corrected.engine_figures(experience.logprobs, behaviour, mask)
+    figures = corrected.gap.figures(experience.logprobs, behaviour, mask)
     assert figures["engine/mismatch_mean"] == pytest.approx(0.693147, rel=1e-4)
     assert figures["engine/capped"] == pytest.approx(float((turns[mask] < 0).float().mean()))
     rows = [0, 1, 2, 5]

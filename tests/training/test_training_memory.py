@@ -20,6 +20,8 @@ from tests.tiny import StopAfter
 from tests.training.trainings import TRAININGS
 
 STEPS, BATCH = 5, 8
+FIXED = ["base", "sft", "sft_packed", "reward", "dpo", "dpo_with_adapter", "kto", "orpo", "simpo"]
+"""Trainings on fixed data."""
 
 
 def device_full() -> Exception:
@@ -60,8 +62,7 @@ def fit(
     def parts(step: int, micro_batch_size: int) -> Iterator[Part]:
         rows = range(step * BATCH, (step + 1) * BATCH)
         for group in chunks(rows, micro_batch_size):
-            # Dropout draws from the generator that the step seeds: a step taken again draws the same.
-            error = nn.functional.dropout(model(data[list(group)]), 0.5) - wanted[list(group)]
+            error = model(data[list(group)]) - wanted[list(group)]
             loss = (error**2).sum() / BATCH
             yield Part(loss, {"rows": float(len(group))})
             if where == "backward" and len(group) > model.limit // 2:
@@ -95,7 +96,8 @@ def test_the_step_is_that_of_a_training_with_the_smaller_micro_batch(
         assert row.pop("micro_batch_size") == 2
         assert row["rows"] == BATCH
     assert recorder.rows == expected.rows
-    assert recorder.lines == ["out of memory at step 1: goes on with a micro-batch of 2"]
+    said = "out of memory at step 1: goes on with a micro-batch of 2, exempt from byte identity"
+    assert recorder.lines == [said]
     assert expected.lines == []
 
 
@@ -151,10 +153,10 @@ def test_other_errors_pass(tmp_path: Path) -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-@pytest.mark.parametrize("name", ["base", "sft", "sft_packed", "reward", "dpo", "kto", "orpo", "simpo"])
+@pytest.mark.parametrize("name", FIXED)
 def test_every_training_goes_on_with_less(name: str, tmp_path: Path) -> None:
     """Real models in which a forward pass of half a batch with gradient runs out of memory."""
-    rows = {"reward": 6, "dpo": 6, "orpo": 6, "simpo": 6, "sft_packed": 1}.get(name, 2)
+    rows = {"reward": 6, "dpo": 6, "dpo_with_adapter": 6, "orpo": 6, "simpo": 6, "sft_packed": 1}.get(name, 2)
     steps: dict[str, Any] = {"steps": 2, "batch_size": 4}
     if name == "reward":
         steps["share_prompt"] = "off"  # so that rows of a pass are completions

@@ -21,6 +21,7 @@ from prefloop.config.training import LoraConfig
 from prefloop.data.batching import best_fit, collate, pack
 from prefloop.data.templates import Encoded
 from prefloop.errors import ConfigError
+from prefloop.models.adapter_dropout import begin_step
 from prefloop.models.adapters import attach
 from prefloop.models.forward import require_isolation, token_logprobs
 from prefloop.models.loading import turn_dropout_off
@@ -121,6 +122,20 @@ def test_packing_works_with_an_adapter_and_recomputed_activations() -> None:
     assert found[0] == pytest.approx(expected[0], abs=1e-6)
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_row_drops_the_same_packed_as_padded() -> None:
+    tokens = tiny.tokenizer()
+    model = attach(far_from_uniform("llama", tokens), LoraConfig(rank=2, dropout=0.3), seed=0)
+    padded, packed = (token_rows(model, tokens, packing=packing) for packing in (False, True))
+    model.train()
+    begin_step(model, (0, "test", 3))
+    chosen = [9, 2, 17, 4, 0, 11, 5]
+    assert_equal_steps(padded, packed, chosen)
+    assert_equal_steps(padded, packed, chosen, size=1)
+    dropped = step_of(packed, chosen)[1]
+    model.eval()
+    assert max(float((dropped[n] - g).abs().max()) for n, g in step_of(packed, chosen)[1].items()) > 1e-3
 
 
 def test_tokens_of_one_document_change_nothing_in_another() -> None:

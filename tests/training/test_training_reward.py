@@ -235,12 +235,13 @@ def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(tmp_path: Pa
     long = Ranking("What colour is the lamp? " * 2, ["Blue.", "Red.", "Red, I think."], [0, 1, 2])
     short = Ranking("a", ["It is red, I think. " * 2, "I cannot help with that. " * 2], [0, 1])
 
-    def found(share: str, rankings: list[Ranking], kind: str = "llama") -> list[int] | None:
+    def found(share: str, rankings: list[Ranking], kind: str = "llama", **changes: Any) -> list[int] | None:
         folder = tmp_path / kind
         if not folder.exists():
             tiny.saved(folder, kind=kind)
         model = RewardModel.create(folder, seed=0)
-        forest = shared_prompts(model, encode_rankings(model, rankings, 64), config(share_prompt=share))
+        rows = encode_rankings(model, rankings, 64)
+        forest = shared_prompts(model, rows, config(share_prompt=share, **changes))
         return None if forest is None else [len(trees) for trees in forest]
 
     assert found("auto", [long, short]) == [1, 2]
@@ -248,6 +249,9 @@ def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(tmp_path: Pa
     assert found("off", [long, short]) is None
     assert found("auto", [short]) is None
     assert found("on", [long, short], "mistral") is None
+    # The masks of a conversation are its own, those of its prompt, too.
+    assert found("on", [long, short], lora=LoraConfig(rank=2, dropout=0.1)) is None
+    assert found("on", [long, short], lora=LoraConfig(rank=2)) == [1, 1]
 
 
 def test_rankings_of_ties_alone_are_not_trained_on(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.training import trainings
 from tests.training.trainings import SMOOTH, TRAININGS, learn, ppo_trainer
 
 
-@pytest.mark.parametrize("name", [name for name in TRAININGS if not name.endswith("_with_adapter")])
+@pytest.mark.parametrize("name", TRAININGS)
 def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) -> None:
     steps = {"steps": 2, "batch_size": 8, **SMOOTH}
     whole, parts = StopAfter(), StopAfter()
@@ -36,7 +36,7 @@ def test_eight_micro_batches_of_one_are_one_of_eight(name: str, tmp_path: Path) 
 
 
 def test_recomputed_activations_give_the_same_step(tmp_path: Path) -> None:
-    for name in ("sft", "reward", "dpo", "kto", "ppo"):
+    for name in ("sft", "reward", "dpo", "dpo_with_adapter", "kto", "ppo"):
         one = TRAININGS[name](tmp_path / "kept", StopAfter(), steps=1, **SMOOTH)
         other = TRAININGS[name](
             tmp_path / "recomputed", StopAfter(), steps=1, gradient_checkpointing=True, **SMOOTH

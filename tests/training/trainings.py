@@ -125,9 +125,14 @@ def reward(folder: Path, recorder: Recorder, every: float = 1e9, width: int = 16
     config = RewardConfig(**{"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, **changes})
     trunk = tiny.saved(folder.parent / f"trunk-{width}", width=width)
     model = RewardModel.create(trunk, seed=0)
+    model.model = attach(model.model, config.lora, seed=0, task="SEQ_CLS")
     rows = encode_rankings(model, RANKINGS, 48)
     fit_reward_model(model, rows, config, seed=0, checkpoints=Checkpoints(folder, every), recorder=recorder)
     return weights(model)
+
+
+def reward_with_adapter(folder: Path, recorder: Recorder, every: float = 1e9, **changes: Any) -> Weights:
+    return reward(folder, recorder, every, lora=LoraConfig(rank=2, alpha=4.0, dropout=0.3), **changes)
 
 
 DIRECT: dict[str, Any] = {"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, "max_length": 48}
@@ -373,7 +378,7 @@ ON_POLICY: dict[str, Callable[..., Weights]] = {
 }
 """Those that learn from what they sample, in inner epochs over each batch."""
 TRAININGS: dict[str, Callable[..., Weights]] = {
-    **{f.__name__: f for f in (base, sft, sft_packed, sft_with_adapter, reward)},
+    **{f.__name__: f for f in (base, sft, sft_packed, sft_with_adapter, reward, reward_with_adapter)},
     **{f.__name__: f for f in (dpo, dpo_with_adapter, kto, kto_with_adapter, orpo, simpo, rejection)},
     **ON_POLICY,
 }
