@@ -12,6 +12,7 @@ from prefloop.data.templates import Encoded
 from prefloop.models.forward import precision_context, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.distribution import ranks
+from prefloop.training.lockstep import backward
 
 
 def demonstrate(
@@ -34,6 +35,6 @@ def demonstrate(
         with precision_context(precision, device):
             logprobs, _ = token_logprobs(policy, batch.input_ids, batch.attention_mask, batch.wanted)
         loss = sft_loss(logprobs, batch.wanted, total)
-        (config.ptx_coef * loss).backward()
+        backward(config.ptx_coef * loss)
         loss_sum += float(loss.detach())
     return loss_sum

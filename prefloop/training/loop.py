@@ -14,10 +14,12 @@ from prefloop.config.training import TrainingConfig
 from prefloop.errors import StopRequested, TrainingError
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.distribution import added, ranks
+from prefloop.training.lockstep import backward
 from prefloop.training.memory import REMEDY, MicroBatches, is_out_of_memory
 from prefloop.training.noise import Key, torch_seed
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
+from prefloop.training.sharding import gathered, training
 
 
 @dataclass(frozen=True)
@@ -100,37 +102,39 @@ def train(
         micro.load_state_dict(state["micro_batches"])
         if observer is not None:
             observer.load_state_dict(state["observer"])
-    group.copy_from_main(optimisation.parameters)
+    group.copy_from_main(optimisation.replicated)
     recorder.resume(start)
     save_memory(module, config)
     module.train()
-    for step in range(start, total):
-        before = micro.size
-        # Outside `_accumulated` nothing refers to a failed pass any more, so that its memory is free.
-        while (figures := _accumulated(parts, step, micro.size, (*key, "step", step))) is None:
-            optimisation.optimiser.zero_grad(set_to_none=True)
-            micro.halve(what)
-        if micro.size != before:
-            recorder.say(f"out of memory at step {step + 1}: goes on with a micro-batch of {micro.size}")
-        check_finite(figures["loss"], what, step + 1)
-        norm, rate = _applied(optimisation, step, what)
-        check_finite(norm, what, step + 1)
-        if micro.reduced:
-            figures["micro_batch_size"] = float(micro.size)
-        if observer is not None and observer.due(step + 1, total):
-            figures.update(observer.look(step + 1))
-        recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
-        stop = group.from_main(recorder.stop_requested())
-        if stop or (checkpoints.due() and step + 1 < total):
-            state = {
-                "module": trainable_state(module),
-                "optimiser": optimisation.state_dict(),
-                "micro_batches": micro.state_dict(),
-                **({} if observer is None else {"observer": observer.state_dict()}),
-            }
-            recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
-        if stop:
-            raise StopRequested(f"{what} stopped after step {step + 1} of {total}; run again to continue")
+    with training(module):
+        for step in range(start, total):
+            before = micro.size
+            # Outside `_accumulated` nothing refers to a failed pass any more, so that its memory is free.
+            while (figures := _accumulated(parts, step, micro.size, (*key, "step", step))) is None:
+                optimisation.clear()
+                micro.halve(what)
+            if micro.size != before:
+                recorder.say(f"out of memory at step {step + 1}: goes on with a micro-batch of {micro.size}")
+            check_finite(figures["loss"], what, step + 1)
+            norm, rate = _applied(optimisation, step, what)
+            check_finite(norm, what, step + 1)
+            if micro.reduced:
+                figures["micro_batch_size"] = float(micro.size)
+            if observer is not None and observer.due(step + 1, total):
+                with gathered(module):
+                    figures.update(observer.look(step + 1))
+            recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
+            stop = group.from_main(recorder.stop_requested())
+            if stop or (step + 1 < total and checkpoints.due()):
+                state = {
+                    "module": trainable_state(module),
+                    "optimiser": optimisation.state_dict(),
+                    "micro_batches": micro.state_dict(),
+                    **({} if observer is None else {"observer": observer.state_dict()}),
+                }
+                recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
+            if stop:
+                raise StopRequested(f"{what} stopped after step {step + 1} of {total}; run again to continue")
     module.eval()
     return micro.outcome
 
@@ -148,7 +152,7 @@ def _accumulated(parts: Parts, step: int, micro_batch_size: int, noise: Key) -> 
     def own() -> dict[str, float]:
         figures = {"loss": 0.0}
         for part in parts(step, micro_batch_size):
-            part.loss.backward()
+            backward(part.loss)
             for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
         return figures

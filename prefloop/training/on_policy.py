@@ -23,6 +23,7 @@ from prefloop.rollout.engine import make_engine
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
 from prefloop.training.distribution import added, ranks
+from prefloop.training.lockstep import backward
 from prefloop.training.experience import Collector, Experience, Learning
 from prefloop.training.looks import Row
 from prefloop.training.loop import Part, check_finite
@@ -31,6 +32,7 @@ from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.passes import Passes
 from prefloop.training.recorder import Recorder
 from prefloop.training.selection import Selection, hold_out
+from prefloop.training.sharding import gathered, training
 
 E = TypeVar("E", bound=Experience)
 CONSTANT_LIMIT = 3
@@ -143,19 +145,23 @@ class OnPolicyTrainer(ABC, Generic[E]):
             start, state = found
             learning = self._load(state)
         for _, optimisation in self.trained().values():
-            ranks().copy_from_main(optimisation.parameters)
+            ranks().copy_from_main(optimisation.replicated)
         recorder.resume(start)
-        with closing(self.engine):
+        modules = [module for module, _ in self.trained().values()]
+        with training(*modules), closing(self.engine):
             for step in range(start, total):
-                learning = learning or self._begin(step)
+                if learning is None:
+                    with gathered(*modules):
+                        learning = self._begin(step)
                 while not learning.finished:
                     self._pause(checkpoints, recorder, step, learning)
                     self.advance(learning, step)
                 figures = {**learning.figures, **learning.means()}
                 self.controller.update(figures.get("objective/kl", 0.0), len(learning.experience))
                 if self.selection.due(step + 1):
-                    self._push(step + 1)
-                    figures.update(self.selection.look(step + 1))
+                    with gathered(self.policy):
+                        self._push(step + 1)
+                        figures.update(self.selection.look(step + 1))
                 recorder.log(step + 1, total, figures)
                 learning = None
                 self._pause(checkpoints, recorder, step + 1)
@@ -217,22 +223,24 @@ class OnPolicyTrainer(ABC, Generic[E]):
 
     def _update(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
         """One optimiser step on some rows of the rollout batch."""
-        figures: dict[str, float] = {}
-        loss = 0.0
-        for part in self.parts(experience, rows, step):  # of this process's share
-            part.loss.backward()
-            loss += float(part.loss.detach())
-            for name, value in part.metrics.items():
+        figures = added(ranks().together(lambda: self._accumulated(experience, rows, step, update)))
+        check_finite(figures.pop("loss"), self.name, step + 1)
+        applied = self.apply(step * self.updates + update, step)
+        check_finite(sum(applied.values()), self.name, step + 1)
+        return {**figures, **applied}
+
+    def _accumulated(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
+        """Adds up the gradients of this process's share of an update; its part of loss and figures."""
+        figures = {"loss": 0.0}
+        for part in self.parts(experience, rows, step):
+            backward(part.loss)
+            for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
         if self.config.ptx_coef and self.learns(step):
             order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
             shown = [self.demonstrations[i] for i in order[: len(rows)]]
             figures["ptx_loss"] = demonstrate(self.policy, self.tokenizer, shown, self.config, self.precision)
-        figures, loss = added(ranks().gather(figures)), sum(ranks().gather(loss))
-        check_finite(loss, self.name, step + 1)
-        applied = self.apply(step * self.updates + update, step)
-        check_finite(sum(applied.values()), self.name, step + 1)
-        return {**figures, **applied}
+        return figures
 
     def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T) under the policy, without gradient."""
@@ -270,7 +278,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
         """Saves a checkpoint, when one is due or a stop was asked for, after `step` whole steps and the
         updates that `learning` has behind it; then stops if asked to."""
         stop, total = ranks().from_main(recorder.stop_requested()), self.config.steps
-        if stop or (checkpoints.due() and step < total):
+        if stop or (step < total and checkpoints.due()):
             part = 0 if learning is None else learning.done + 1
             recorder.checkpoint(step, checkpoints.save(step, self._state(learning), part))
         if stop:

@@ -1,6 +1,7 @@
 """One of several processes that share trainings: `python -m tests.training.ranked FOLDER RANK COUNT`.
 
-FOLDER/jobs.json lists the trainings; what each gave is written to FOLDER/JOB-RANK.pt.
+FOLDER/jobs.json lists the trainings, and says how the processes are joined; what each training gave is
+written to FOLDER/JOB-RANK.pt.
 """
 
 from __future__ import annotations
@@ -94,12 +95,14 @@ def prepare(job: dict[str, Any], folder: Path, rank: int) -> None:
 def main() -> None:
     """Performs all jobs in one group of processes."""
     folder, rank, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    jobs = json.loads((folder / "jobs.json").read_text())
+    listed = json.loads((folder / "jobs.json").read_text())
+    jobs = listed["jobs"]
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     for job in jobs:
         prepare(job, folder, rank)
-    with joined(rank, count, meeting(folder / "meeting", count), timeout_seconds=120):
+    store = meeting(folder / "meeting", count)
+    with joined(rank, count, store, timeout_seconds=120, **listed["joined"]):
         for job in jobs:
             torch.save(perform(job, folder, rank), folder / f"{job['name']}-{rank}.pt")
 
