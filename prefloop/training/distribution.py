@@ -1,10 +1,11 @@
 """One training by several processes: which rows are whose, and what they tell each other.
 
-Every process holds the whole model, or a shard of it (sharding.py), and takes the same optimiser steps. The rows of a step are shared among
-them; since each row's loss is normalised by the counts of the whole step, gradients, losses and figures of
-the shares add up to those of one process, up to rounding. That is distributed data parallelism; gradients are
-summed before the optimiser's step rather than by the hooks of torch's wrapper, since losses here call a
-model's trunk and head apart, which such hooks do not see, and a process may have no row at all.
+Every process holds the whole model, or a shard of it (sharding.py), and takes the same optimiser steps. The
+rows of a step are shared among them; since each row's loss is normalised by the counts of the whole step,
+gradients, losses and figures of the shares add up to those of one process, up to rounding. That is
+distributed data parallelism; gradients are summed before the optimiser's step rather than by the hooks of
+torch's wrapper, since losses here call a model's trunk and head apart, which such hooks do not see, and a
+process may have no row at all.
 
 Which processes there are is torch.distributed's to know, as the number of threads is torch's. Without a
 process group there is one, and everything here is the identity.

@@ -48,7 +48,8 @@ class Environment:
 
 
 def resolve(config: ComputeConfig) -> Environment:
-    """Decides device, precision, threads, processes and sharding. Imports torch only where a GPU driver is present.
+    """Decides device, precision, threads, processes and sharding. Imports torch only where a GPU driver is
+    present.
 
     Raises:
         ConfigError: device is "cuda" and there is none, or there are fewer GPUs than processes.

@@ -1,9 +1,9 @@
 """Passes in lockstep: processes that each hold a shard of the weights can go through the model only together.
 
 A pass gathers a block's weights from all processes, so each has to make as many passes as the others, in the
-same order, whatever its share of a step is: fewer micro-batches, differently cut ones, or none. What a process
-does next it therefore tells the others: a forward pass of which trunk, a backward pass, or nothing more. The
-greatest of what they want is done by all; whoever wanted something else makes an idle pass of one token,
+same order, whatever its share of a step is: fewer micro-batches, differently cut ones, or none. What it does
+next a process therefore tells the others: a forward pass of which trunk, a backward pass, or nothing more.
+The greatest of what they want is done by all; whoever wanted something else makes an idle pass of one token,
 whose outputs enter its next backward pass times 0, so that gradients stay the exact sum. Nothing has to be
 counted beforehand, and no training needs to know.
 """

@@ -23,8 +23,8 @@ from prefloop.rollout.engine import make_engine
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.demonstrating import demonstrate
 from prefloop.training.distribution import added, ranks
-from prefloop.training.lockstep import backward
 from prefloop.training.experience import Collector, Experience, Learning
+from prefloop.training.lockstep import backward
 from prefloop.training.looks import Row
 from prefloop.training.loop import Part, check_finite
 from prefloop.training.noise import permutation

@@ -1,11 +1,11 @@
 """Weights, gradients and optimiser state of what trains, sharded over processes (torch's FSDP2).
 
-Of each block of a model (a decoder's or encoder's layer) every process keeps a shard; a pass gathers one block
-at a time and frees it again (Zhao et al. 2023, arXiv 2304.11277; Rajbhandari et al. 2020, arXiv 1910.02054,
-stage 3). Embeddings, last norm and head stay whole in each process: losses call a model's trunk and its head
-apart, and tied weights are of both.
+Of the matrices of each block of a model (a decoder's or encoder's layer) every process keeps a shard; a pass
+gathers one block at a time and frees it again (Zhao et al. 2023, arXiv 2304.11277; Rajbhandari et al. 2020,
+arXiv 1910.02054, stage 3). Norms and biases are small and stay whole in each process; so do embeddings and
+head, since losses call a model's trunk and its head apart, and tied weights are of both.
 
-A sharded block stands in a model in the place of the plain one, whose weights are meanwhile empty. Where no
+A sharded block stands in a model in the place of the plain one, whose matrices are meanwhile empty. Where no
 gradient is taken (sampling, looks) the plain blocks come back for a while, with gathered weights: such phases
 then need not run in lockstep, and know nothing of shards. After a training they come back for good.
 """
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, TrainingError
 from prefloop.training.distribution import answered, ranks
 from prefloop.training.lockstep import present
+from prefloop.training.memory import is_out_of_memory
 
 REMEDY = "set compute.sharding to none"
 
@@ -44,7 +45,8 @@ class Block:
         """Puts the plain block in place, with the weights of all shards; all processes call it."""
         shards = dict(self.sharded.named_parameters())
         for name, parameter in self.plain.named_parameters():
-            parameter.data = cast(Any, shards[name].detach()).full_tensor()
+            if _divides(parameter):
+                parameter.data = cast(Any, shards[name].detach()).full_tensor()
         self.plain.train(self.sharded.training)
         self.layers[self.place] = self.plain
 
@@ -52,7 +54,9 @@ class Block:
         """Puts the sharded block in place, and frees what the plain one holds."""
         self.sharded.train(self.plain.training)
         self.layers[self.place] = self.sharded
-        _empty(self.plain)
+        for parameter in self.plain.parameters():
+            if _divides(parameter):
+                parameter.data = parameter.data.new_empty((0,) * parameter.ndim)
 
 
 class Shards:
@@ -66,7 +70,7 @@ class Shards:
         for layers, place in _places(model):
             plain = layers[place]
             ranks().copy_from_main(plain.parameters())
-            self.blocks.append(Block(layers, place, plain, _sharded(deepcopy(plain), options)))
+            self.blocks.append(Block(layers, place, plain, _sharded(plain, options)))
             self.blocks[-1].scatter()
         _share_streams([block.sharded for block in self.blocks])
         _lockstep().watch(self.trunk)
@@ -75,9 +79,17 @@ class Shards:
         """Makes the model whole in every process; it is then as if it had never been sharded."""
         if not self.depth:
             _lockstep().leave(self.trunk)
-            with answered(), torch.no_grad():
-                for block in self.blocks:
-                    block.gather()
+            try:
+                with answered(), torch.no_grad():
+                    for block in self.blocks:
+                        block.gather()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    "memory ran out for the whole weights, which a process needs to sample and to save them",
+                    "use more processes, train an adapter (lora.rank above 0), or take a smaller model",
+                ) from error
         self.depth += 1
 
     def scatter(self) -> None:
@@ -187,19 +199,20 @@ def _places(model: PreTrainedModel) -> list[tuple[nn.ModuleList, int]]:
             f"{model.config.model_type}",
             REMEDY,
         )
-    owned = [parameter for layers, place in places for parameter in layers[place].parameters()]
-    elsewhere = len({id(p) for p in owned}) < len(owned)
-    if elsewhere:
+    owned = [id(parameter) for layers, place in places for parameter in layers[place].parameters()]
+    if len(set(owned)) < len(owned):
         raise ConfigError(
-            f"compute.sharding is full, but blocks share weights in a model of type {model.config.model_type}",
+            f"compute.sharding is full, but blocks share weights in a model of type "
+            f"{model.config.model_type}",
             REMEDY,
         )
     return places
 
 
 def _options(mesh: Any) -> dict[str, Any]:
-    """What `fully_shard` takes. In bf16 blocks travel and compute in it, as autocast would have them, which
-    else would keep a copy of each for the backward pass; gradients are summed in float32."""
+    """What `fully_shard` takes. In bf16 matrices travel in it: autocast, which computes with them in bf16 all
+    the same, would else make a copy of each and keep it for the backward pass. Gradients are summed in
+    float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     policy = MixedPrecisionPolicy()
@@ -210,10 +223,18 @@ def _options(mesh: Any) -> dict[str, Any]:
     return {"mesh": mesh, "reshard_after_forward": True, "mp_policy": policy}
 
 
+def _divides(parameter: Tensor) -> bool:
+    """True for a matrix, or more: what is divided."""
+    return parameter.ndim >= 2
+
+
 def _sharded(block: nn.Module, options: dict[str, Any]) -> nn.Module:
+    """A copy of a block that has the block's own vectors, and its matrices sharded."""
     from torch.distributed.fsdp import fully_shard
 
-    sharded = fully_shard(block, **options)
+    vectors = {parameter for parameter in block.parameters() if not _divides(parameter)}
+    copied = deepcopy(block, {id(parameter): parameter for parameter in vectors})
+    sharded = fully_shard(copied, ignored_params=vectors, **options)
     # Losses are normalised by the counts of the whole step, so gradients are to be summed, not averaged.
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
@@ -221,7 +242,7 @@ def _sharded(block: nn.Module, options: dict[str, Any]) -> nn.Module:
 
 
 def _share_streams(blocks: list[nn.Module]) -> None:
-    """Each block is a root of its own to FSDP, as losses do not call the model's; streams are theirs together."""
+    """To FSDP each block is a root of its own, so that none needs to know the model; streams they share."""
     from torch.distributed.fsdp import share_comm_ctx
 
     share_comm_ctx(cast(Any, blocks))
@@ -237,8 +258,3 @@ def _lockstep() -> Any:
     lockstep = present()
     assert lockstep is not None, "weights are sharded within `joined` alone"
     return lockstep
-
-
-def _empty(block: nn.Module) -> None:
-    for parameter in block.parameters():
-        parameter.data = parameter.data.new_empty(0)
