@@ -51,11 +51,12 @@ class Lockstep:
         self._hooks.append(trunk.register_forward_pre_hook(self._before))
 
     def leave(self, trunk: nn.Module) -> None:
-        """This trunk's passes are a process's own again."""
-        number = self._trunks.index(trunk)
-        del self._trunks[number]
-        self._hooks.pop(number).remove()
-        self._idle.clear()
+        """This trunk's passes are a process's own again, if they were not."""
+        if trunk in self._trunks:
+            number = self._trunks.index(trunk)
+            del self._trunks[number]
+            self._hooks.pop(number).remove()
+            self._idle.clear()
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of `loss`, which all make."""
@@ -78,7 +79,7 @@ class Lockstep:
                 self._back(None)
             else:
                 trunk, gradient = divmod(action - FORWARD, 2)
-                self._pass(self._trunks[trunk], bool(gradient))
+                self.idle(self._trunks[trunk], gradient=bool(gradient))
 
     def _agreed(self, wanted: int) -> int:
         action = torch.tensor(wanted)
@@ -93,8 +94,8 @@ class Lockstep:
         if loss is not None:
             loss.backward()
 
-    def _pass(self, trunk: nn.Module, gradient: bool) -> None:
-        """A forward pass of one token, for the others' sake."""
+    def idle(self, trunk: nn.Module, *, gradient: bool) -> None:
+        """A forward pass of one token; with gradient, it enters the next backward pass."""
         device = next(trunk.parameters()).device
         ids = torch.zeros((1, 1), dtype=torch.long, device=device)
         takes_cache = "use_cache" in inspect.signature(trunk.forward).parameters

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -60,7 +61,7 @@ class Block:
 
 
 class Shards:
-    """The sharded blocks of one model. Their parameters are DTensors while the model is `sharded`."""
+    """The sharded blocks of one model. Their matrices are DTensors, except while it is gathered."""
 
     def __init__(self, model: PreTrainedModel, mesh: Any) -> None:
         self.trunk = cast(nn.Module, model.base_model)
@@ -72,8 +73,23 @@ class Shards:
             ranks().copy_from_main(plain.parameters())
             self.blocks.append(Block(layers, place, plain, _sharded(plain, options)))
             self.blocks[-1].scatter()
-        _share_streams([block.sharded for block in self.blocks])
+        self._overlap()
         _lockstep().watch(self.trunk)
+
+    def _overlap(self) -> None:
+        """Has a block gathered while the one before it computes.
+
+        To FSDP each block is a root of its own, which knows only what it is told of the others, and that only
+        after a first pass.
+        """
+        from torch.distributed.fsdp import share_comm_ctx
+
+        share_comm_ctx([cast(Any, block.sharded) for block in self.blocks])
+        with answered():
+            _lockstep().idle(self.trunk, gradient=False)
+        for block, following in pairwise(self.blocks):
+            if block.layers is following.layers:
+                cast(Any, block.sharded).set_modules_to_forward_prefetch([following.sharded])
 
     def gather(self) -> None:
         """Makes the model whole in every process; it is then as if it had never been sharded."""
@@ -102,8 +118,7 @@ class Shards:
 
     def abandon(self) -> None:
         """Leaves the model as it is: its training ended before its time."""
-        if not self.depth:
-            _lockstep().leave(self.trunk)
+        _lockstep().leave(self.trunk)
 
 
 _SHARDS: WeakKeyDictionary[nn.Module, Shards] = WeakKeyDictionary()
@@ -239,13 +254,6 @@ def _sharded(block: nn.Module, options: dict[str, Any]) -> nn.Module:
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
     return cast(nn.Module, sharded)
-
-
-def _share_streams(blocks: list[nn.Module]) -> None:
-    """To FSDP each block is a root of its own, so that none needs to know the model; streams they share."""
-    from torch.distributed.fsdp import share_comm_ctx
-
-    share_comm_ctx(cast(Any, blocks))
 
 
 def _mesh(device: str) -> Any:

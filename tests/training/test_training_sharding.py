@@ -27,28 +27,28 @@ pytestmark = pytest.mark.slow
 
 # 18 rows in steps of 7: two processes get 4 and 3 of them, and 2 each of the last 4; in passes of one row the
 # second then makes fewer.
-ODD = {"batch_size": 7, "micro_batch_size": 1}
+ODD = {"batch_size": 7, "micro_batch_size": 1, "epochs": 1}
 LORA = {"rank": 2, "alpha": 4.0}
-SHORT = {"steps": 3}
+SHORT = {"steps": 2}
 JOBS: list[dict[str, Any]] = [
     {"name": "shards", "training": "shards"},
     {"name": "sft", "training": "sft", "changes": ODD},
     {"name": "recomputed", "training": "sft_packed", "changes": {**ODD, "gradient_checkpointing": True}},
-    {"name": "adapter", "training": "sft", "changes": {"batch_size": 7, "lora": LORA}},
+    {"name": "adapter", "training": "sft", "changes": {"batch_size": 7, "epochs": 1, "lora": LORA}},
     {"name": "reward", "training": "reward", "changes": ODD},
     {"name": "dpo", "training": "dpo", "changes": ODD},
-    {"name": "kto", "training": "kto", "changes": {"batch_size": 7}},
-    {"name": "rejection", "training": "rejection", "changes": ODD},
+    {"name": "kto", "training": "kto", "changes": {"batch_size": 7, "epochs": 1}},
+    {"name": "rejection", "training": "rejection", "changes": {"batch_size": 7, "rounds": 2}},
     {
         "name": "ppo",
         "training": "ppo",
         "changes": {**SHORT, "batch_size": 6, "micro_batch_size": 1, "ptx_coef": 0.3},
     },
-    {"name": "ppo-shared", "training": "ppo_shared", "changes": {**SHORT, "inner_epochs": 2}},
+    {"name": "ppo-shared", "training": "ppo_shared", "changes": SHORT},
     {"name": "grpo", "training": "grpo", "changes": SHORT},
     {"name": "grpo-adapter", "training": "grpo", "changes": {**SHORT, "lora": LORA}},
     # The second process has nothing to do: no row of a step, no prompt to sample.
-    {"name": "idle-sft", "training": "sft", "changes": {"batch_size": 1, "steps": 3}},
+    {"name": "idle-sft", "training": "sft", "changes": {"batch_size": 1, "steps": 2}},
     {"name": "idle-grpo", "training": "grpo", "changes": {"batch_size": 4, "steps": 2}},
     {"name": "stopped-sft", "training": "sft", "stop": 3, "changes": {"every": 0.0}},
     {"name": "stopped-ppo", "training": "ppo", "stop_at_call": 7},
