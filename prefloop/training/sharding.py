@@ -64,7 +64,7 @@ class Shards:
     """The sharded blocks of one model. Their matrices are DTensors, except while it is gathered."""
 
     def __init__(self, model: PreTrainedModel, mesh: Any) -> None:
-        self.trunk = cast(nn.Module, model.base_model)
+        self.trunk = model.base_model
         self.blocks: list[Block] = []
         self.depth = 0
         options = _options(mesh)
