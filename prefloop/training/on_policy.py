@@ -223,24 +223,29 @@ class OnPolicyTrainer(ABC, Generic[E]):
 
     def _update(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
         """One optimiser step on some rows of the rollout batch."""
-        figures = added(ranks().together(lambda: self._accumulated(experience, rows, step, update)))
-        check_finite(figures.pop("loss"), self.name, step + 1)
+        shares = ranks().together(lambda: self._accumulated(experience, rows, step, update))
+        check_finite(sum(loss for loss, _ in shares), self.name, step + 1)
+        figures = added(figures for _, figures in shares)
         applied = self.apply(step * self.updates + update, step)
         check_finite(sum(applied.values()), self.name, step + 1)
         return {**figures, **applied}
 
-    def _accumulated(self, experience: E, rows: Sequence[int], step: int, update: int) -> dict[str, float]:
+    def _accumulated(
+        self, experience: E, rows: Sequence[int], step: int, update: int
+    ) -> tuple[float, dict[str, float]]:
         """Adds up the gradients of this process's share of an update; its part of loss and figures."""
-        figures = {"loss": 0.0}
+        figures: dict[str, float] = {}
+        loss = 0.0
         for part in self.parts(experience, rows, step):
             backward(part.loss)
-            for name, value in {"loss": part.loss.detach(), **part.metrics}.items():
+            loss += float(part.loss.detach())
+            for name, value in part.metrics.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
         if self.config.ptx_coef and self.learns(step):
             order = permutation((*self.key, step, "ptx", update), len(self.demonstrations))
             shown = [self.demonstrations[i] for i in order[: len(rows)]]
             figures["ptx_loss"] = demonstrate(self.policy, self.tokenizer, shown, self.config, self.precision)
-        return figures
+        return loss, figures
 
     def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T) under the policy, without gradient."""
