@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 
 def describe() -> dict[str, Any]:
-    """Versions, cores, memory (GiB), GPUs, and the device, precision and threads that a stage would take."""
+    """Versions, cores, memory (GiB), GPUs, and the device, precision, threads and processes of a stage."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     found: dict[str, Any] = {
         "torch": torch.__version__,
@@ -38,6 +38,8 @@ def describe() -> dict[str, Any]:
         "device": environment.device,
         "precision": environment.precision,
         "threads": environment.threads,
+        "processes": environment.processes,
+        "sharding": environment.sharding,
     }
 
 

@@ -111,6 +111,8 @@ def hardware(root: Path) -> Iterator[Check]:
         yield broken("device", found["error"], found["remedy"])
         return
     device = f"{found['device']} in {found['precision']}, {found['threads']} threads"
+    if found["processes"] > 1:
+        device += f", {found['processes']} processes" + " that shard weights" * (found["sharding"] == "full")
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB)" for gpu in found["gpus"])
     if found["device"] == "cpu" and found["driver"]:
         yield note(

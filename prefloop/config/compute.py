@@ -17,6 +17,8 @@ class ComputeConfig:
         precision: "auto" is bf16 where the processor or GPU is fast at it, fp32 elsewhere.
         threads: CPU threads of each process of a stage (count); 0 takes every core.
         processes: that share a training on one machine (count); 0 takes one a visible GPU, and 1 without any.
+        sharding: with more than one process, "full" divides weights, gradients and optimiser state of what
+            trains among them; "none" keeps them whole in each.
         checkpoint_seconds: least time between two resumable checkpoints (seconds); no result depends on it.
         trust_remote_code: lets a hub model run its own Python code; off unless you know the model.
     """
@@ -25,6 +27,7 @@ class ComputeConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 2
     processes: int = 1
+    sharding: Literal["none", "full"] = "none"
     checkpoint_seconds: float = 20.0
     trust_remote_code: bool = False
 

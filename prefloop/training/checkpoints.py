@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prefloop.errors import ModelError
 from prefloop.files import atomic_folder, read_json, sha256_file, write_json
 from prefloop.training.distribution import ranks
+from prefloop.training.sharding import is_shard, joined_parts, part_for, part_of
 
 
 class Checkpoints:
@@ -31,8 +32,11 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """True when the last one is old enough, and it is this process that writes them."""
-        return ranks().main and time.monotonic() - self._last >= self.every_seconds
+        """True when the last one is old enough, in the process that writes them; where weights are sharded,
+        in all processes, since each has a part of it."""
+        group = ranks()
+        due = group.main and time.monotonic() - self._last >= self.every_seconds
+        return group.from_main(due) if group.sharded else due
 
     def save(self, step: int, state: dict[str, Any], part: int = 0) -> Path:
         """Writes the checkpoint of `step` and removes all but the two newest; rank 0 alone does.
@@ -78,8 +82,21 @@ class Checkpoints:
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained, by name: all of them, or an adapter's alone; tied ones once."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    """Parameters that are trained, by name: all of them, or an adapter's alone; tied ones once.
+
+    Where weights are sharded all processes call it. It is on the CPU then, and of what is sharded at the
+    moment rank 0 alone has values.
+    """
+    sharded = ranks().sharded
+    return {
+        name: joined_parts(part_of(p), p) if is_shard(p) else _copy(p, sharded)
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def _copy(parameter: Tensor, to_cpu: bool) -> Tensor:
+    return parameter.detach().to("cpu" if to_cpu else parameter.device, copy=True)
 
 
 def load_trainable(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -97,4 +114,7 @@ def load_trainable(module: nn.Module, state: dict[str, Tensor], what: str) -> No
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(state[name])
+            if is_shard(parameter):
+                part_of(parameter).copy_(part_for(state[name], parameter))
+            else:
+                parameter.copy_(state[name])

@@ -1,10 +1,11 @@
 """One training by several processes: which rows are whose, and what they tell each other.
 
-Every process holds the whole model and takes the same optimiser steps. The rows of a step are shared among
-them; since each row's loss is normalised by the counts of the whole step, gradients, losses and figures of
-the shares add up to those of one process, up to rounding. That is distributed data parallelism; gradients are
-summed before the optimiser's step rather than by the hooks of torch's wrapper, since losses here call a
-model's trunk and head apart, which such hooks do not see, and a process may have no row at all.
+Every process holds the whole model, or a shard of it (sharding.py), and takes the same optimiser steps. The
+rows of a step are shared among them; since each row's loss is normalised by the counts of the whole step,
+gradients, losses and figures of the shares add up to those of one process, up to rounding. That is
+distributed data parallelism; gradients are summed before the optimiser's step rather than by the hooks of
+torch's wrapper, since losses here call a model's trunk and head apart, which such hooks do not see, and a
+process may have no row at all.
 
 Which processes there are is torch.distributed's to know, as the number of threads is torch's. Without a
 process group there is one, and everything here is the identity.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prefloop.errors import TrainingError
-from prefloop.training.memory import is_out_of_memory
+from prefloop.training import lockstep
+from prefloop.training.memory import SHARDED_REMEDY, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -46,10 +48,12 @@ class Ranks:
 
     Attributes:
         rank: 0-based number of this process; 0 alone writes files. count: how many there are.
+        sharded: they share the weights that train, too (`prefloop.training.sharding`).
     """
 
     rank: int = 0
     count: int = 1
+    sharded: bool = False
 
     @property
     def main(self) -> bool:
@@ -65,7 +69,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[T] = [value] * self.count
-        with _answered():
+        with answered():
             dist.all_gather_object(found, value)
         return found
 
@@ -74,24 +78,38 @@ class Ranks:
         if self.count == 1:
             return value
         holder = [value]
-        with _answered():
+        with answered():
             dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
     def together(self, compute: Callable[[], T]) -> list[T]:
-        """What each process computes, in the order of ranks.
+        """What each process computes, in the order of ranks. Where their weights are sharded, they go through
+        the model in lockstep until none has a pass left.
 
         Raises:
             MemoryError, torch.OutOfMemoryError: memory ran out in one of them, of which all are told.
+            TrainingError: memory ran out in this one, and its weights are sharded: the others, which wait
+                for its shards, end with RankLost.
         """
         if self.count == 1:
             return [compute()]
         own, failure = None, None
+        passes = lockstep.present()
         try:
             own = compute()
+            if passes is not None:
+                passes.settle()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                if passes is not None and _is_lost(error):
+                    raise _lost(error) from error
                 raise
+            if passes is not None and passes.active:
+                raise TrainingError(
+                    f"memory ran out in process {self.rank} of {self.count}, which share the weights: the "
+                    "others cannot take the step again without it",
+                    SHARDED_REMEDY,
+                ) from error
             failure = str(error) or "out of memory"
         found = self.gather((own, failure))
         failures = [f"rank {rank}: {why}" for rank, (_, why) in enumerate(found) if why is not None]
@@ -109,7 +127,7 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """Replaces a tensor by its sum over the processes, in which it has the same shape."""
         if self.count > 1:
-            with _answered():
+            with answered():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -136,7 +154,7 @@ class Ranks:
     def copy_from_main(self, parameters: Iterable[Tensor]) -> None:
         """Gives every process the weights of rank 0, so that they begin with the same."""
         if self.count > 1:
-            with _answered():
+            with answered():
                 for parameter in parameters:
                     dist.broadcast(parameter.data, src=0)
 
@@ -148,7 +166,7 @@ ALONE = Ranks()
 def ranks() -> Ranks:
     """This process among those that torch.distributed knows of."""
     if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
+        return Ranks(dist.get_rank(), dist.get_world_size(), lockstep.present() is not None)
     return ALONE
 
 
@@ -174,13 +192,21 @@ def meeting(path: Path, count: int, timeout_seconds: float = TIMEOUT_SECONDS) ->
 
 @contextmanager
 def joined(
-    rank: int, count: int, store: Any, *, device: str = "cpu", timeout_seconds: float = TIMEOUT_SECONDS
+    rank: int,
+    count: int,
+    store: Any,
+    *,
+    device: str = "cpu",
+    sharded: bool = False,
+    precision: str = "fp32",
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Iterator[Ranks]:
     """Makes this process rank `rank` of `count` for the length of the block; waits until all have come.
 
     Args:
         store: from `meeting`, the same file in all processes.
         device: "cpu" (gloo) or "cuda" (NCCL), where process i takes the i-th visible GPU.
+        sharded: weights that train are sharded. precision: "fp32" or "bf16", in which they then travel.
 
     Raises:
         RankLost: not all came in time.
@@ -194,7 +220,7 @@ def joined(
     if sys.platform == "linux":
         about["GLOO_SOCKET_IFNAME"] = "lo"  # reachable on this machine alone
     # accelerate reads these variables, which no process that this one starts is to inherit.
-    with _variables(about), _answered():
+    with _variables(about), answered():
         PartialState(
             cpu=device == "cpu",
             store=store,
@@ -202,9 +228,12 @@ def joined(
             world_size=count,
             timeout=timedelta(seconds=timeout_seconds),
         )
+        # What the next pass is they tell each other on the CPU, lest the GPU be waited for.
+        cpu = dist.new_group(backend="gloo") if sharded and device != "cpu" else None
     torch.set_num_threads(threads)
     try:
-        yield ranks()
+        with lockstep.kept(cpu, precision) if sharded else nullcontext():
+            yield ranks()
     except BaseException:
         if device == "cpu":  # NCCL would wait for the others
             dist.destroy_process_group()
@@ -228,18 +257,28 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
     """Turns torch's complaints about others that do not answer into RankLost."""
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        first = (str(error).splitlines() or [""])[0]
-        raise RankLost(
-            f"another process of this training ended or does not answer: {first}",
-            "run again: it goes on from the last checkpoint, with compute.processes 1 in this process alone",
-        ) from error
+        raise _lost(error) from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    """True for what gloo and NCCL raise when another process is gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", "by peer"))
+
+
+def _lost(error: BaseException) -> RankLost:
+    first = (str(error).splitlines() or [""])[0]
+    return RankLost(
+        f"another process of this training ended or does not answer: {first}",
+        "run again: it goes on from the last checkpoint, with compute.processes 1 in this process alone",
+    )
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

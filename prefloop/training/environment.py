@@ -25,6 +25,7 @@ class Environment:
     Attributes:
         device: "cpu" or "cuda"; device_name: the processor family or the GPU's name.
         precision: "fp32" or "bf16". threads: CPU threads of a process. processes: that share a training.
+        sharding: "none" or "full", of the weights that train among these processes.
         instruction_set: the widest vector instructions the processor has.
         versions of python, torch, transformers, tokenizers, numpy.
     """
@@ -34,6 +35,7 @@ class Environment:
     precision: str
     threads: int
     processes: int
+    sharding: str
     instruction_set: str
     python: str
     torch: str
@@ -46,7 +48,8 @@ class Environment:
 
 
 def resolve(config: ComputeConfig) -> Environment:
-    """Decides device, precision, threads and processes. Imports torch only where a GPU driver is present.
+    """Decides device, precision, threads, processes and sharding. Imports torch only where a GPU driver is
+    present.
 
     Raises:
         ConfigError: device is "cuda" and there is none, or there are fewer GPUs than processes.
@@ -64,13 +67,15 @@ def resolve(config: ComputeConfig) -> Environment:
             "set compute.processes to 0, which takes one a GPU",
         )
     fast_bf16 = gpu_fast_bf16 if gpu else bool(flags & _FAST_BF16)
+    processes = config.processes or max(gpus, 1)
     precision = ("bf16" if fast_bf16 else "fp32") if config.precision == "auto" else config.precision
     return Environment(
         device="cuda" if gpu else "cpu",
         device_name=gpu or platform.machine(),
         precision=precision,
         threads=config.threads or _cores(),
-        processes=config.processes or max(gpus, 1),
+        processes=processes,
+        sharding=config.sharding if processes > 1 else "none",
         instruction_set=_instruction_set(flags),
         python=".".join(map(str, sys.version_info[:2])),
         torch=_version("torch"),

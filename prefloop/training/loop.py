@@ -16,11 +16,13 @@ from prefloop.errors import StopRequested, TrainingError
 from prefloop.models.adapter_dropout import begin_step
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.distribution import added, ranks
+from prefloop.training.lockstep import backward
 from prefloop.training.memory import Limit, MicroBatches, room_for_optimiser
 from prefloop.training.noise import Key
 from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.recorder import Recorder
 from prefloop.training.retrying import fitted
+from prefloop.training.sharding import gathered, training
 
 
 @dataclass(frozen=True)
@@ -106,39 +108,38 @@ def train(
         micro.load_state_dict(state["micro_batches"])
         if observer is not None:
             observer.load_state_dict(state["observer"])
-    group.copy_from_main(optimisation.parameters)
+    group.copy_from_main(optimisation.replicated)
     recorder.resume(start)
     save_memory(module, config)
     module.train()
-    for step in range(start, total):
-        begin_step(module, (*key, "step", step))
-        loss, figures = accumulated(
-            partial(parts, step),
-            micro.passes,
-            config.batch_size,
-            partial(optimisation.optimiser.zero_grad, set_to_none=True),
-        )
-        figures = {"loss": loss, **figures}
-        micro.tell(recorder, step + 1)
-        check_finite(figures["loss"], what, step + 1)
-        with room_for_optimiser(what):
-            norm, rate = optimisation.step(step)
-        check_finite(norm, what, step + 1)
-        figures.update(micro.figures())
-        if observer is not None and observer.due(step + 1, total):
-            figures.update(observer.look(step + 1))
-        recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
-        stop = group.from_main(recorder.stop_requested())
-        if stop or (checkpoints.due() and step + 1 < total):
-            state = {
-                "module": trainable_state(module),
-                "optimiser": optimisation.state_dict(),
-                "micro_batches": micro.state_dict(),
-                **({} if observer is None else {"observer": observer.state_dict()}),
-            }
-            recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
-        if stop:
-            raise StopRequested(f"{what} stopped after step {step + 1} of {total}; run again to continue")
+    with training(module):
+        for step in range(start, total):
+            begin_step(module, (*key, "step", step))
+            loss, figures = accumulated(
+                partial(parts, step), micro.passes, config.batch_size, optimisation.clear
+            )
+            figures = {"loss": loss, **figures}
+            micro.tell(recorder, step + 1)
+            check_finite(figures["loss"], what, step + 1)
+            with room_for_optimiser(what):
+                norm, rate = optimisation.step(step)
+            check_finite(norm, what, step + 1)
+            figures.update(micro.figures())
+            if observer is not None and observer.due(step + 1, total):
+                with gathered(module):
+                    figures.update(observer.look(step + 1))
+            recorder.log(step + 1, total, {**figures, "grad_norm": norm, "learning_rate": rate})
+            stop = group.from_main(recorder.stop_requested())
+            if stop or (step + 1 < total and checkpoints.due()):
+                state = {
+                    "module": trainable_state(module),
+                    "optimiser": optimisation.state_dict(),
+                    "micro_batches": micro.state_dict(),
+                    **({} if observer is None else {"observer": observer.state_dict()}),
+                }
+                recorder.checkpoint(step + 1, checkpoints.save(step + 1, state))
+            if stop:
+                raise StopRequested(f"{what} stopped after step {step + 1} of {total}; run again to continue")
     module.eval()
     return micro.outcome
 
@@ -162,7 +163,7 @@ def accumulated(
     def own() -> tuple[float, dict[str, float]]:
         loss, figures = 0.0, dict[str, float]()
         for part in parts(limit.size):
-            part.loss.backward()
+            backward(part.loss)
             loss += float(part.loss.detach())
             for name, value in part.metrics.items():
                 figures[name] = figures.get(name, 0.0) + float(value)

@@ -15,6 +15,10 @@ from prefloop.training.recorder import Recorder
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 REMEDY = "lower max_length, set gradient_checkpointing to true, or train an adapter alone (lora.rank above 0)"
+SHARDED_REMEDY = (
+    f"set a lower micro_batch_size (1 is the least); if that does not do, {REMEDY}; "
+    "a run with the same values otherwise goes on from the last checkpoint"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

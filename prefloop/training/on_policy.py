@@ -33,6 +33,7 @@ from prefloop.training.optimisation import Optimisation, save_memory
 from prefloop.training.passes import Passes
 from prefloop.training.recorder import Recorder
 from prefloop.training.selection import Selection, hold_out
+from prefloop.training.sharding import gathered, training
 
 E = TypeVar("E", bound=Experience)
 CONSTANT_LIMIT = 3
@@ -140,19 +141,23 @@ class OnPolicyTrainer(ABC, Generic[E]):
             start, state = found
             learning = self._load(state)
         for _, optimisation in self.trained().values():
-            ranks().copy_from_main(optimisation.parameters)
+            ranks().copy_from_main(optimisation.replicated)
         recorder.resume(start)
-        with closing(self.engine):
+        modules = [module for module, _ in self.trained().values()]
+        with training(*modules), closing(self.engine):
             for step in range(start, total):
-                learning = learning or self._begin(step)
+                if learning is None:
+                    with gathered(*modules):
+                        learning = self._begin(step)
                 while not learning.finished:
                     self._pause(checkpoints, recorder, step, learning)
                     self.advance(learning, step)
                 figures = {**learning.figures, **learning.means()}
                 self.controller.update(figures.get("objective/kl", 0.0), len(learning.experience))
                 if self.selection.due(step + 1):
-                    self._push(step + 1)
-                    figures.update(self.selection.look(step + 1))
+                    with gathered(self.policy):
+                        self._push(step + 1)
+                        figures.update(self.selection.look(step + 1))
                 recorder.log(step + 1, total, {**figures, **self.micro.figures()})
                 learning = None
                 self._pause(checkpoints, recorder, step + 1)
@@ -238,7 +243,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
     def _clear(self) -> None:
         """Drops the gradients of an update that did not fit."""
         for _, optimisation in self.trained().values():
-            optimisation.optimiser.zero_grad(set_to_none=True)
+            optimisation.clear()
 
     def policy_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T) under the policy, without gradient."""
@@ -260,7 +265,7 @@ class OnPolicyTrainer(ABC, Generic[E]):
         updates that `learning` has behind it; then stops if asked to."""
         self.micro.tell(recorder, step + (learning is not None))
         stop, total = ranks().from_main(recorder.stop_requested()), self.config.steps
-        if stop or (checkpoints.due() and step < total):
+        if stop or (step < total and checkpoints.due()):
             part = 0 if learning is None else learning.done + 1
             recorder.checkpoint(step, checkpoints.save(step, self._state(learning), part))
         if stop:

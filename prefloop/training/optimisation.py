@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from prefloop.config.training import TrainingConfig
 from prefloop.models.adapter_dropout import recomputation
 from prefloop.models.adapters import plain
 from prefloop.training.distribution import ranks
+from prefloop.training.sharding import is_shard, joined_parts, part_for, part_of, shard
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
@@ -34,11 +37,15 @@ def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
 
 
 class Optimisation:
-    """One AdamW over the trainable parameters of a module.
+    """One AdamW over the trainable parameters of a module, which it shards where `compute.sharding` asks for
+    it: this process then moves its parts of them, and holds the state of these alone.
 
     Args:
         module: what is trained. config: rates and constants. total: optimiser steps of the whole training.
         learning_rate: overrides the config's peak rate (a critic's, say).
+
+    Attributes:
+        parameters: what is trained. replicated: those of which each process holds the whole.
     """
 
     def __init__(
@@ -46,9 +53,13 @@ class Optimisation:
     ) -> None:
         self.config, self.total = config, total
         self.peak = learning_rate or config.learning_rate
+        shard(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim >= 2]
-        others = [p for p in self.parameters if p.ndim < 2]
+        self.replicated = [p for p in self.parameters if not is_shard(p)]
+        self._shards = [(p, nn.Parameter(part_of(p))) for p in self.parameters if is_shard(p)]
+        parts = {id(p): part for p, part in self._shards}
+        matrices = [parts.get(id(p), p) for p in self.parameters if p.ndim >= 2]
+        others = [parts.get(id(p), p) for p in self.parameters if p.ndim < 2]
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -67,28 +78,61 @@ class Optimisation:
         Returns:
             Norm of the gradient before clipping, and the rate.
         """
-        ranks().sum_gradients(self.parameters)
+        ranks().sum_gradients(self.replicated)
+        for parameter, part in self._shards:  # whose gradients FSDP has summed
+            part.data = part_of(parameter)
+            part.grad = None if parameter.grad is None else part_of(parameter.grad)
         rate = self.peak * rate_factor(self.config, number, self.total)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        norm = clip(self.parameters, self.config.max_grad_norm)
+        norm = clip(self.replicated, self.config.max_grad_norm, [part for _, part in self._shards])
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.clear()
         return float(norm), rate
 
+    def clear(self) -> None:
+        """Forgets the gradients."""
+        self.optimiser.zero_grad(set_to_none=True)
+        for parameter, _ in self._shards:
+            parameter.grad = None
+
     def state_dict(self) -> dict[str, Any]:
-        return self.optimiser.state_dict()
+        """The optimiser's state as one process has it; all processes call it, and rank 0 has the whole."""
+        return self._each_part(self.optimiser.state_dict(), joined_parts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
+        """Takes over what `state_dict` gave in rank 0, whichever number of processes it was of."""
+        self.optimiser.load_state_dict(self._each_part(state, part_for))
+
+    def _each_part(self, state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+        """An optimiser's state with `change(tensor, parameter)` in place of what is as large as a sharded
+        parameter, or as this process's part of it."""
+        if not self._shards:
+            return state
+        whole = {id(part): parameter for parameter, part in self._shards}
+        moved = [part for group in self.optimiser.param_groups for part in group["params"]]
+        changed = dict(state["state"])
+        for number, part in enumerate(moved):
+            if number in changed and (like := whole.get(id(part))) is not None:
+                changed[number] = {
+                    name: change(value, like) if name in _MOMENTS else value
+                    for name, value in changed[number].items()
+                }
+        return {**state, "state": changed}
 
 
-def clip(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """Scales gradients down to global norm `limit` (0: leaves them); returns the norm before."""
-    kept = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in kept if p.grad is not None])
+def clip(parameters: Sequence[Tensor], limit: float, shards: Sequence[Tensor] = ()) -> Tensor:
+    """Scales gradients down to global norm `limit` (0: leaves them); returns the norm before.
+
+    Args:
+        parameters: of which each process holds the same. shards: of which each holds another part.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if shards:
+        own = nn.utils.get_total_norm([p.grad for p in shards if p.grad is not None]).double().square()
+        norm = (norm.double().square() + ranks().sum(own.to(shards[0].device))).sqrt().float()
     if limit:
-        nn.utils.clip_grads_with_norm_(kept, limit, norm)
+        nn.utils.clip_grads_with_norm_([*parameters, *shards], limit, norm)
     return norm
 
 

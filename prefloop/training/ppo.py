@@ -137,7 +137,7 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         figures = {"grad_norm": 0.0, "learning_rate": 0.0}
         if self.learns(step):
             figures = super().apply(number, step)
-        self.optimisation.optimiser.zero_grad(set_to_none=True)
+        self.optimisation.clear()
         critic_norm, _ = self.critic_optimisation.step(number)
         return {**figures, "critic_grad_norm": critic_norm}
 

@@ -25,6 +25,7 @@ from prefloop.training.looks import Row
 from prefloop.training.loop import Observer, Part, train
 from prefloop.training.memory import MicroBatches
 from prefloop.training.recorder import Recorder
+from prefloop.training.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ class RejectionTrainer:
             found = Round([Encoded(**row) for row in kept["rows"]], kept["figures"])
         else:
             self.policy.eval()
-            if self.engine.version != number:
-                self.engine.update(self.policy, number)
-            found = self._sample(number)
+            with gathered(self.policy):
+                if self.engine.version != number:
+                    self.engine.update(self.policy, number)
+                found = self._sample(number)
             self.policy.train()
             if ranks().main:
                 write_json(file, asdict(found))

@@ -62,8 +62,8 @@ def read_inputs(stage: str, root: Path = Path(".")) -> StageInputs | None:
 def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -> str:
     """Hex SHA-256 over the stage's name, the parameters it reads and the hashes of its dependencies.
 
-    How many processes share a training is left out: the result is the same up to rounding, and a stage goes
-    on from a checkpoint that another number of them wrote.
+    How many processes share a training, and whether they share its weights, is left out: the result is the
+    same up to rounding, and a stage goes on from a checkpoint that others wrote.
 
     Args:
         fallback: what stands for the inputs where no dvc.yaml declares the stage.
@@ -83,6 +83,7 @@ def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -
         for file, key, value in described["params"]:
             if (file, key) == (ENVIRONMENT, "") and isinstance(value, dict):
                 value.pop("processes", None)
+                value.pop("sharding", None)
     text = json.dumps(described, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefloop.errors import ConfigError
 from prefloop.training.distribution import RankLost, joined, meeting
+from prefloop.training.environment import Environment
 from tasks.support.process import lifeline
 from tasks.support.ranks import RANK, Place, place
 
@@ -31,20 +33,26 @@ ENDING_SECONDS = 5.0
 
 
 @contextmanager
-def shared(count: int, device: str, logs: Path) -> Iterator[None]:
-    """Shares the trainings of the block among `count` processes.
+def shared(environment: Environment, logs: Path) -> Iterator[None]:
+    """Shares the trainings of the block among as many processes as the environment says, and as it says.
 
     Args:
-        device: "cpu" or "cuda". logs: folder for what the other processes print.
+        logs: folder for what the other processes print.
 
     Raises:
         RankLost: another process ended before its time.
         ConfigError: this process is no `python -m tasks.STAGE`, so that there is nothing to start.
     """
+    count = environment.processes
+    how: dict[str, Any] = {
+        "device": environment.device,
+        "precision": environment.precision,
+        "sharded": environment.sharding == "full",
+    }
     if own := place():
         store = meeting(own.meeting, own.count)
         store.set(_ready(own.rank), "")
-        with joined(own.rank, own.count, store, device=device):
+        with joined(own.rank, own.count, store, **how):
             yield
     elif count == 1:
         yield
@@ -57,7 +65,7 @@ def shared(count: int, device: str, logs: Path) -> Iterator[None]:
                 with others.answered_for():
                     store = meeting(folder / "meeting", count)
                     others.wait_for(lambda: store.check([_ready(rank) for rank in range(1, count)]))
-                    with joined(0, count, store, device=device):
+                    with joined(0, count, store, **how):
                         yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)

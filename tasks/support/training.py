@@ -47,7 +47,7 @@ def prepare(stage: Stage[Any]) -> Workbench:
     compute = read_section("compute", ComputeConfig)
     environment = stage.compute
     apply(environment, stage.config.threads)
-    stage.hold(shared(environment.processes, environment.device, stage.scratch))
+    stage.hold(shared(environment, stage.scratch))
     return Workbench(
         environment,
         Checkpoints(stage.scratch / "checkpoints", compute.checkpoint_seconds),

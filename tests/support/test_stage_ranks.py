@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -33,6 +34,13 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
+PLACES: list[tuple[int, int, Literal["none", "full"]]] = [
+    (1, 1, "none"),
+    (2, 1, "none"),
+    (2, 1, "full"),
+    (1, 2, "none"),
+]
+"""Processes, threads of each, and sharding."""
 STARTED: list[subprocess.Popen[str]] = []
 
 
@@ -55,15 +63,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             process.kill()
 
 
-def resolve_environment(workspace: Path, processes: int, threads: int = 1) -> None:
+def resolve_environment(
+    workspace: Path, processes: int, threads: int = 1, sharding: Literal["none", "full"] = "none"
+) -> None:
     """Writes runs/environment.json, as the stage environment does."""
-    config = ComputeConfig(device="cpu", precision="fp32", threads=threads, processes=processes)
+    config = ComputeConfig(
+        device="cpu", precision="fp32", threads=threads, processes=processes, sharding=sharding
+    )
     write_json(workspace / "runs" / "environment.json", resolve(config).to_dict())
 
 
-def start(workspace: Path, processes: int) -> subprocess.Popen[str]:
+def start(
+    workspace: Path, processes: int, sharding: Literal["none", "full"] = "none"
+) -> subprocess.Popen[str]:
     """The stage sft as a process, its own leader as under a pipeline."""
-    resolve_environment(workspace, processes)
+    resolve_environment(workspace, processes, sharding=sharding)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFLOOP", "DVC"))}
     environment |= {"PYTHONPATH": str(ROOT), "PREFLOOP_TRACKING": "off"}
     process = subprocess.Popen(
@@ -157,12 +171,13 @@ def test_two_processes_through_deaths_and_stops_make_what_one_makes(
     assert gone(other)
     assert not (workspace / "plots" / "sft.csv").exists()
 
-    code, said = ended(start(workspace, 2))
+    code, said = ended(start(workspace, 2, "full"))  # goes on from whole weights with shards
     assert code == 0, said
     assert said.count(f"step {STEPS}/{STEPS}") == 1, "the other process shows nothing"
     record = json.loads((workspace / "runs" / "sft.json").read_text())
     assert record["resumed_from_step"] >= 12
     assert record["environment"]["processes"] == 2
+    assert record["environment"]["sharding"] == "full"
     found_rows, found_metrics, found_weights = results(workspace)
     assert found_metrics == pytest.approx(metrics)
     assert [row["step"] for row in found_rows] == list(range(1, STEPS + 1))
@@ -178,16 +193,23 @@ def test_a_checkpoint_is_found_by_another_number_of_processes(
 ) -> None:
     monkeypatch.chdir(workspace)
     keys = []
-    for processes, threads in ((1, 1), (2, 1), (1, 2)):
-        resolve_environment(workspace, processes, threads)
+    for processes, threads, sharding in PLACES:
+        resolve_environment(workspace, processes, threads, sharding)
         keys.append(stage_key("sft", {}))
-    assert keys[0] == keys[1]
-    assert keys[0] != keys[2]
+    assert keys[0] == keys[1] == keys[2]
+    assert keys[0] != keys[3]
 
 
 def test_only_a_stage_can_start_other_processes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no stage that could start others"), shared(2, "cpu", tmp_path):
+    environment = resolve(ComputeConfig(device="cpu", processes=2))
+    with pytest.raises(ConfigError, match="no stage that could start others"), shared(environment, tmp_path):
         pass
+
+
+def test_one_process_shards_nothing() -> None:
+    config = ComputeConfig(device="cpu", processes=1, sharding="full")
+    assert resolve(config).sharding == "none"
+    assert resolve(dataclasses.replace(config, processes=2)).sharding == "full"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """One of several processes that share trainings: `python -m tests.training.ranked FOLDER RANK COUNT`.
 
-FOLDER/jobs.json lists the trainings; what each gave is written to FOLDER/JOB-RANK.pt.
+FOLDER/jobs.json lists the trainings, and says how the processes are joined; what each training gave is
+written to FOLDER/JOB-RANK.pt.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from prefloop.errors import StopRequested
+from prefloop.config.training import TrainingConfig
+from prefloop.errors import ConfigError, StopRequested, TrainingError
 from prefloop.models.forward import token_logprobs
 from prefloop.rollout.sampling import Sampler
-from prefloop.training.distribution import RankLost, joined, meeting, ranks
+from prefloop.training.distribution import joined, meeting, ranks
+from prefloop.training.lockstep import backward
+from prefloop.training.optimisation import Optimisation
+from prefloop.training.sharding import gathered, is_shard, part_of, training
 from tests import tiny
 from tests.tiny import StopAfter, StopAtCall
-from tests.training.trainings import TRAININGS
+from tests.training import trainings
 
 
 class Fault(StopAfter):
@@ -77,10 +82,52 @@ def gradients(rank: int) -> dict[str, Any]:
     return {"gradients": [p.grad for p in parameters], "weights": [p.detach() for p in parameters]}
 
 
+def sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Of each parameter how many numbers this process holds, and how many there are."""
+    return {
+        name: (part_of(p).numel() if is_shard(p) else p.numel(), p.numel())
+        for name, p in module.named_parameters()
+    }
+
+
+def shards(rank: int) -> dict[str, Any]:
+    """What this process holds of a model before, in and after a training of one step."""
+    model = tiny.model(tiny.tokenizer(), layers=2)
+    found: dict[str, Any] = {"before": trainings.weights(model)}
+    optimisation = Optimisation(model, TrainingConfig(max_grad_norm=0.01), 1)
+    found["sharded"] = sizes(model)
+    with training(model):
+        with gathered(model):
+            found["gathered"] = sizes(model)
+            found["read"] = trainings.weights(model)
+        ids = torch.tensor([[3, 4, 5, 6]])
+
+        def own() -> None:
+            if rank == 0:
+                logprobs, _ = token_logprobs(model, ids, ids > 0, ids > 0)
+                backward(-logprobs.sum())
+
+        ranks().together(own)
+        held = [p.grad for p in model.parameters() if p.grad is not None and is_shard(p)]
+        found["gradients"] = sum(part_of(gradient).numel() for gradient in held)
+        found["norm"], _ = optimisation.step(0)
+        state = optimisation.optimiser.state.values()
+        found["moments"] = sum(one["exp_avg"].numel() + one["exp_avg_sq"].numel() for one in state)
+        found["saved"] = [tuple(one["exp_avg"].shape) for one in optimisation.state_dict()["state"].values()]
+    found["kinds"] = sorted({type(part).__name__ for part in model.modules()})
+    found["after"] = trainings.weights(model)
+    model.base_model.layers = nn.ModuleList([nn.Identity()])  # as in a model whose blocks are not known
+    try:
+        Optimisation(model, TrainingConfig(), 1)
+    except ConfigError as error:
+        found["refused"] = str(error)
+    return found
+
+
 def perform(job: dict[str, Any], folder: Path, rank: int) -> dict[str, Any]:
     """Curve and final weights of one training, or why it ended before."""
-    if job["training"] == "gradients":
-        return gradients(rank)
+    if job["training"] in ("gradients", "shards"):
+        return {"gradients": gradients, "shards": shards}[job["training"]](rank)
     recorder = StopAfter(job.get("stop", 0))
     if "stop_at_call" in job:
         recorder = StopAtCall(job["stop_at_call"])
@@ -89,8 +136,8 @@ def perform(job: dict[str, Any], folder: Path, rank: int) -> dict[str, Any]:
     room = job.get("room", 0) if rank == 1 else 0
     try:
         with without_room(room):
-            weights = TRAININGS[job["training"]](place(job, folder, rank), recorder, **job.get("changes", {}))
-    except (StopRequested, RankLost) as error:
+            weights = trainings.perform(job, place(job, folder, rank), recorder)
+    except (StopRequested, TrainingError) as error:
         return {"rows": recorder.rows, "error": f"{type(error).__name__}: {error}"}
     return {"rows": recorder.rows, "weights": weights, "resumed_at": recorder.resumed_at}
 
@@ -112,12 +159,14 @@ def prepare(job: dict[str, Any], folder: Path, rank: int) -> None:
 def main() -> None:
     """Performs all jobs in one group of processes."""
     folder, rank, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    jobs = json.loads((folder / "jobs.json").read_text())
+    listed = json.loads((folder / "jobs.json").read_text())
+    jobs = listed["jobs"]
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     for job in jobs:
         prepare(job, folder, rank)
-    with joined(rank, count, meeting(folder / "meeting", count), timeout_seconds=120):
+    store = meeting(folder / "meeting", count)
+    with joined(rank, count, store, timeout_seconds=120, **listed["joined"]):
         for job in jobs:
             torch.save(perform(job, folder, rank), folder / f"{job['name']}-{rank}.pt")
 

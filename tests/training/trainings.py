@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +382,11 @@ TRAININGS: dict[str, Callable[..., Weights]] = {
     **{f.__name__: f for f in (dpo, dpo_with_adapter, kto, kto_with_adapter, orpo, simpo, rejection)},
     **ON_POLICY,
 }
+
+
+def perform(job: Mapping[str, Any], folder: Path, recorder: Recorder) -> Weights:
+    """The training that a job names, with its changes: plain values, as JSON holds them."""
+    changes = dict(job.get("changes", {}))
+    if "lora" in changes:
+        changes["lora"] = LoraConfig(**changes["lora"])
+    return TRAININGS[job["training"]](folder, recorder, **changes)
