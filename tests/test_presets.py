@@ -25,7 +25,7 @@ def with_preset(name: str) -> dict[str, Any]:
 
 
 def test_the_promised_presets_are_there() -> None:
-    assert set(PRESETS) == {"small", "thorough", "hh-small", *HUB}
+    assert set(PRESETS) == {"small", "thorough", "methods", "hh-small", *HUB}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -48,6 +48,10 @@ def test_nothing_trains_on_longer_sequences_than_the_model_takes(name: str) -> N
         return
     for name in ("base", "sft", "reward", "judge", *METHODS):
         assert getattr(params, name).max_length <= params.base.architecture.context
+
+
+def test_the_preset_methods_trains_every_method() -> None:
+    assert set(parse_params(with_preset("methods")).policies) == set(METHODS)
 
 
 @pytest.mark.parametrize("name", HUB)
