@@ -6,7 +6,8 @@ from prefloop.config.rejection import RejectionConfig
 from prefloop.models.adapters import attach
 from prefloop.training.looks import Looks, apart
 from prefloop.training.rejection import RejectionTrainer
-from tasks.support.policy_fitting import gather, write_policy
+from tasks.support.policy_fitting import gather
+from tasks.support.policy_output import write_policy
 from tasks.support.policy_stage import open_policy
 
 

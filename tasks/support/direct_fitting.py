@@ -13,15 +13,14 @@ from prefloop.config.direct import DirectConfig, PairwiseConfig
 from prefloop.data.comparisons import rankings
 from prefloop.data.holdout import split_holdout
 from prefloop.files import read_jsonl
-from prefloop.models.adapters import merge
 from prefloop.models.loading import load_policy
-from prefloop.models.saving import save_model
 from prefloop.training.direct import Run
 from prefloop.training.looks import Looks, apart
 from prefloop.training.pairs import Cut, EncodedComparison, encode_comparisons
-from tasks.support.looks import PROMPTS, write_looks
+from tasks.support.looks import PROMPTS
+from tasks.support.policy_output import write_policy
 from tasks.support.stage import Stage
-from tasks.support.training import card, prepare, within_context
+from tasks.support.training import prepare, within_context
 from tasks.support.workspace import state_folder
 
 C = TypeVar("C", bound=DirectConfig)
@@ -143,7 +142,5 @@ def finish(
     looks: Looks,
 ) -> None:
     """Writes models/POLICY, its figures, and what it answered on its way."""
-    write_looks(stage, looks.rows)
-    with stage.output(Path("models") / stage.part) as folder:
-        save_model(merge(policy), tokenizer, folder, card(stage, what, [data]))
+    write_policy(stage, policy, tokenizer, what, data, looks.rows)
     stage.metrics(figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,10 +13,9 @@ from prefloop.config.on_policy import OnPolicyConfig
 from prefloop.config.scoring import ScoringConfig
 from prefloop.data.templates import Encoded
 from prefloop.files import read_jsonl
-from prefloop.models.adapters import attach, merge, reference_of
+from prefloop.models.adapters import attach, reference_of
 from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
-from prefloop.models.saving import save_model
 from prefloop.rewards.sources import (
     LearnedReward,
     LengthSource,
@@ -27,9 +26,10 @@ from prefloop.rewards.sources import (
 )
 from prefloop.training.language_model import encode_demonstrations
 from prefloop.training.on_policy import OnPolicyTrainer
-from tasks.support.looks import PROMPTS, write_looks
+from tasks.support.looks import PROMPTS
+from tasks.support.policy_output import write_policy
 from tasks.support.stage import Stage
-from tasks.support.training import Workbench, card, prepare, within_context
+from tasks.support.training import Workbench, prepare, within_context
 
 DEMONSTRATIONS = Path("data/validated/demonstrations.jsonl")
 C = TypeVar("C", bound=ScoringConfig)
@@ -125,17 +125,3 @@ def improve(
     outcome = trainer.train(materials.bench.checkpoints, stage.recorder)
     write_policy(stage, policy, tokenizer, what, f"{sampled:,} prompts", trainer.selection.looks)
     stage.metrics({"prompts": sampled, "held_out": held, **trainer.selection.figures(), **outcome})
-
-
-def write_policy(
-    stage: Stage[Any],
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    what: str,
-    data: str,
-    looks: Iterable[Mapping[str, Any]],
-) -> None:
-    """Writes models/POLICY, adapters merged, and what it answered on its way."""
-    write_looks(stage, looks)
-    with stage.output(f"models/{stage.part}") as folder:
-        save_model(merge(policy), tokenizer, folder, card(stage, what, [data]))
