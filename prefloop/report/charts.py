@@ -10,6 +10,7 @@ from typing import Final
 from markupsafe import Markup
 
 from prefloop.report.formats import signed
+from prefloop.report.labels import Named, at_margin, room_for
 from prefloop.report.svg import Scale, element, figure, horizontal_axis, polyline, short, vertical_axis
 
 _POINTS: Final = 120
@@ -63,7 +64,8 @@ def interval_chart(
         marks: dashed reference lines (value, label).
         span: further values that the axis must reach, so that charts can share one.
     """
-    width, left, right, row_height = 340.0, 50.0, 290.0, 25.0
+    width, right, row_height = 340.0, 290.0, 25.0
+    left = max(50.0, 8.0 + room_for([row.label for row in rows]))
     top = 8.0 + 14.0 * len(marks)
     bottom = top + row_height * len(rows)
     values = [*span, *(value for value, _ in marks)]
@@ -131,8 +133,8 @@ def gap_chart(
     The stem between the two is the hacking gap. `paths` are the ways that policies took in training, by the
     reward model; `budget` is the KL that promotion allows.
     """
-    width, height, left, right, top = 560.0, 330.0, 44.0, 528.0, 14.0
-    bottom = height - 42
+    width, height, left, top = 640.0, 330.0, 44.0, 14.0
+    right, bottom = width - 16 - room_for([place.label for place in places]), height - 42
     kls = [0.0, *(p.kl for p in places), *(x for line in paths for x in line.xs)]
     if budget is not None and budget <= 1.6 * max(kls):
         kls.append(budget)
@@ -168,10 +170,11 @@ def gap_chart(
                 element("line", x1=x, x2=x, y1=by_reward, y2=by_judge, class_="stem"),
                 element("circle", cx=x, cy=by_judge, r=5.5, class_="ring"),
                 element("circle", cx=x, cy=by_reward, r=5.5, class_="dot"),
-                element("text", place.label, x=x + 10, y=(by_reward + by_judge) / 2 + 4, class_="label"),
                 class_=place.colour,
             )
         )
+    named = [Named(p.label, xs(p.kl), (ys(p.reward) + ys(p.judge)) / 2, p.colour) for p in places]
+    parts += at_margin(named, right, top, bottom)
     return figure(width, height, title, parts)
 
 

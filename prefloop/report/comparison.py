@@ -15,6 +15,8 @@ from prefloop.report.material import Curve
 Figures = Mapping[str, Any]
 _ENOUGH: Final = 20
 """Kinds with fewer prompts are not tinted: resampling a handful gives no interval."""
+COLOURS: Final = 14
+"""CSS classes c0 to c13 of report.css."""
 Cell = tuple[str, str]
 """A figure and its interval, as text; the interval may be empty."""
 
@@ -217,4 +219,4 @@ def _interval(name: str, estimate: Figures, colours: Mapping[str, str]) -> Inter
 
 def colours_of(policies: Sequence[str]) -> dict[str, str]:
     """A CSS class a policy, in their order."""
-    return {name: f"c{number % 8}" for number, name in enumerate(policies)}
+    return {name: f"c{number % COLOURS}" for number, name in enumerate(policies)}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from markupsafe import Markup
 
+from prefloop.report.labels import Named, at_margin, room_for
 from prefloop.report.svg import Scale, element, figure, horizontal_axis, polyline, vertical_axis
 
 Figures = Mapping[str, Any]
-_LABEL_GAP: Final = 14.0
-"""Least distance between two labels (pixels)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,8 @@ def look_charts(looks: Figures, colours: Mapping[str, str]) -> list[tuple[str, s
 def ways_chart(ways: Sequence[Way], title: str) -> Markup:
     """Gain over SFT against KL: a line a policy from SFT, at 0 and 0, through its looks in order, with their
     intervals as bars, and its name at the end."""
-    width, height, left, right, top = 480.0, 330.0, 44.0, 384.0, 14.0
-    bottom = height - 42
+    width, height, left, top = 480.0, 330.0, 44.0, 14.0
+    right, bottom = width - 16 - room_for([way.policy for way in ways]), height - 42
     stops = [stop for way in ways for stop in way.stops]
     xs = Scale.over([0.0, *(stop.kl for stop in stops)], left, right)
     ys = Scale.over([0.0, *(bound for stop in stops for bound in (stop.low, stop.high))], bottom, top)
@@ -75,31 +74,11 @@ def ways_chart(ways: Sequence[Way], title: str) -> Markup:
         marks = [mark for stop in way.stops for mark in _marks(way.policy, stop, xs, ys)]
         parts.append(element("g", line, *marks, class_=way.colour))
     ends = [(way, way.stops[-1]) for way in ways]
-    heights = spread([ys(stop.gain) for _, stop in ends], top, bottom)
-    for (way, stop), y in zip(ends, heights, strict=True):
-        # At the margin, so that no line runs through a name; a thin line leads there.
-        x = xs(stop.kl)
-        leader = polyline([x + 5, right + 4, right + 10], [ys(stop.gain), y, y], class_="leader")
-        name = element("text", way.policy, x=right + 13, y=y + 4, class_="waylabel")
-        parts.append(element("g", leader, name, class_=way.colour))
+    named = [Named(way.policy, xs(stop.kl), ys(stop.gain), way.colour) for way, stop in ends]
+    parts += at_margin(named, right, top, bottom)
     parts.append(element("circle", cx=xs(0.0), cy=ys(0.0), r=4.5, class_="origin"))
     parts.append(element("text", "sft", x=xs(0.0) - 4, y=ys(0.0) - 9, class_="label", text_anchor="middle"))
     return figure(width, height, title, parts)
-
-
-def spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Heights of labels (pixels) near the ones wanted, in their order, far enough apart to be read."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = list(heights)
-    floor = top
-    for i in order:
-        placed[i] = max(heights[i], floor)
-        floor = placed[i] + _LABEL_GAP
-    ceiling = bottom
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - _LABEL_GAP
-    return placed
 
 
 def _way(name: str, figures: Figures, gain: str, colours: Mapping[str, str]) -> Way:

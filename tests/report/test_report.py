@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from prefloop import report
 from prefloop.config.promote import PromoteConfig
 from prefloop.evaluation.answers import Answers, EvaluationPrompt
 from prefloop.evaluation.merge import merge
 from prefloop.evaluation.promotion import decide
 from prefloop.evaluation.summary import summarise, summarise_oracle
 from prefloop.report.charts import Interval, interval_chart, thin
+from prefloop.report.comparison import colours_of
 from prefloop.report.conversations import choose
-from prefloop.report.looks import look_charts, spread
+from prefloop.report.labels import spread
+from prefloop.report.looks import look_charts
 from prefloop.report.material import Material
 from prefloop.report.page import flat, render
 from prefloop.report.svg import Scale, element, short
@@ -256,6 +261,19 @@ class TestCharts:
         judge, reward = ([y for _, y in lines[name][0]] for name in ("judge", "reward"))
         assert judge[3] > judge[0] > judge[1] > judge[2], "up, up, and at last below SFT (pixels grow down)"
         assert reward == sorted(reward, reverse=True), "while the reward model sees nothing but gains"
+
+    def test_each_of_fourteen_policies_has_a_colour_that_the_page_defines(self):
+        style = (Path(report.__file__).parent / "report.css").read_text(encoding="utf-8")
+        colours = list(colours_of([f"policy-{number}" for number in range(14)]).values())
+        assert len(set(colours)) == 14
+        assert all(f".{colour} {{ --c: var(--p{colour[1:]}); }}" in style for colour in colours)
+        assert all(style.count(f"--p{colour[1:]}: #") == 3 for colour in colours)  # light, dark, in print
+
+    def test_the_longest_name_fits_beside_its_row(self):
+        name = "a-policy-with-a-name"
+        chart = interval_chart([Interval(name, 0.5, 0.4, 0.6, "c1")], "scores")
+        x = float(re.search(rf'<text x="([0-9.]+)"[^>]*>{name}<', chart)[1])
+        assert x >= 6.8 * len(name)
 
     def test_labels_are_spread_in_their_order_and_stay_inside(self):
         assert spread([50.0, 120.0], 10, 200) == [50.0, 120.0]
