@@ -37,8 +37,9 @@ class Code:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over paths and contents."""
-        return sha256_text("".join(f"{path}\0{digest}\n" for path, digest in sorted(self.files.items())))
+        """SHA-256 over paths and contents, of which 32 hex digits fit on a line of dvc.lock."""
+        text = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self.files.items()))
+        return sha256_text(text)[:32]
 
     def record(self) -> dict[str, Any]:
         """As runs/<stage>.json keeps it: enough to name the files that differ later."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -210,7 +211,7 @@ class Project:
 
     def plan(self, *targets: str) -> dict[str, dict]:
         """What `prefloop plan --json` prints, by stage; in this process, which is faster."""
-        with contextlib.chdir(self.root):
+        with contextlib.chdir(self.root), mock.patch.dict(os.environ, PYTHONPATH=str(REPOSITORY)):
             repo = open_repo(self.root)
             refresh(self.root, repo)
             plan = make_plan(repo, targets, interrupted=unfinished(self.root))
