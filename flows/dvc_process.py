@@ -28,7 +28,7 @@ def modify(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
         with modify_yaml(path, fs=fs) as data:
             yield data
         return
-    yaml = YAML(typ="safe")
+    yaml: Any = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.allow_unicode = True
     yaml.sort_base_mapping_type_on_output = False

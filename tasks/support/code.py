@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from prefloop.config.read import LOADER
 from prefloop.errors import WorkspaceError
 from prefloop.files import read_json, sha256_file, sha256_text, write_json
 from tasks.support.closure import PACKAGES, Tree
@@ -110,9 +111,8 @@ def stage_module(command: str) -> str:
 
 
 def load_yaml(path: Path) -> Any:
-    """A YAML file as plain values, {} for an empty one; by libyaml where PyYAML has it, ten times as fast."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), loader) or {}
+    """A YAML file as plain values, {} for an empty one."""
+    return yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}
 
 
 def _modules(root: Path) -> dict[str, str]:
