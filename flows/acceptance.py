@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.leftovers import unfinished
+from flows.planning.code import CodeNow
 from flows.planning.model import Action
 from flows.planning.planner import make_plan, open_repo, pipeline_stages, select
 from flows.preparation import refresh
@@ -54,7 +55,9 @@ def accept(root: Path, target: str, why: str) -> dict[str, list[str]]:
                     "results follow from these, so the stage has to run",
                 )
             differences[stage.name] = [str(reason) for reason in stage.reasons]
+        code = CodeNow(root)
         for name in differences:
+            code.take_over(name)
             repo.commit(name, force=True)
         _keep(root, differences, why)
     return differences

@@ -86,7 +86,7 @@ def run_stage(
         StageFailed: the command failed, or DVC could not run it.
         flows.supervision.Stopped: the run was asked to end.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    command = [sys.executable, "-m", "flows.dvc_process", "--wait-for-lock", "repro", "--single-item", stage]
     command += ["--force"] if force else []
     command += ["--pull"] if pull else []
     log = supervisor.root / STATE / "logs" / f"{slug(stage)}.log"

@@ -1,4 +1,4 @@
-"""The stage environment: what results depend on besides code, data and parameters."""
+"""The stage environment: what results depend on besides data and parameters."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from prefloop.config.compute import ComputeConfig
 from prefloop.config.read import read_section
 from prefloop.files import write_json
 from prefloop.training.environment import resolve
+from tasks.support.code import write_code
 from tasks.support.ending import ended_well
 from tasks.support.signals import StopFlag
 
 
 def main() -> None:
-    """Writes runs/environment.json; runs each time, and changes the file only if something changed."""
+    """Writes runs/environment.json and runs/code.json; runs each time, and changes them only if something
+    changed."""
     with ended_well("environment", StopFlag()):
+        write_code()
         write_json("runs/environment.json", resolve(read_section("compute", ComputeConfig)).to_dict())
 
 

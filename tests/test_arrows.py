@@ -67,7 +67,7 @@ def test_imports_go_one_way(package: str, repository: Path) -> None:
 
 
 def test_no_package_imports_its_own_modules(repository: Path) -> None:
-    # A stage's import closure is its DVC dependency: a package that imports every method ties them together.
+    # A stage's import closure is its code: a package that imports every method ties them together.
     wrong = [
         str(path.relative_to(repository))
         for package in ALLOWED

@@ -25,11 +25,13 @@ def command(
     from flows.planning import show
     from flows.planning.planner import make_plan, open_repo
     from flows.preparation import refresh
+    from flows.supervision import live_run
     from prefloop.config.params import load_params
 
     load_params(root / "params.yaml")
     repo = open_repo(root)
-    refresh(root, repo)
+    if live_run(root) is None:  # a run has its own, which has to stand until it ends
+        refresh(root, repo)
     plan = make_plan(repo, stages or (), interrupted=unfinished(root))
     if as_json:
         print(json.dumps(show.as_json(plan), indent=2))

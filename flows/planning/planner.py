@@ -12,18 +12,18 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from flows.history import past_seconds
+from flows.planning.code import CodeNow
 from flows.planning.contents import Content, Forecast, present, recoverable
 from flows.planning.expectations import expected_outputs
 from flows.planning.model import Action, Plan, Reason, StagePlan
 from flows.planning.run_cache import find_outputs
 from prefloop.config.parse import nearest
 from prefloop.errors import ConfigError, DataError, PrefloopError
+from tasks.support.code import CODE
 from tasks.support.workspace import slug
 
 if TYPE_CHECKING:
     from dvc.output import Output
-
-CODE = ("prefloop/", "tasks/")
 
 
 def open_repo(root: Path) -> Repo:
@@ -77,21 +77,19 @@ def make_plan(
     stages = pipeline_stages(repo)
     asked = select(stages, targets)
     wanted = _with_ancestors(repo, stages, asked)
-    forecast = Forecast(repo)
+    forecast, code = Forecast(repo), CodeNow(Path(repo.root_dir))
     plans = []
     for stage in stages:
         if stage.name not in wanted or is_preparation(stage):
             continue
         forced = force and stage.name in asked
-        plans.append(_plan_stage(repo, stage, forecast, forced, stage.name in set(interrupted)))
+        plans.append(_plan_stage(repo, stage, forecast, code, forced, stage.name in set(interrupted)))
     return Plan(tuple(plans))
 
 
 def is_preparation(stage: PipelineStage) -> bool:
-    """True for a stage that always runs and reads no data: it runs before a plan is made."""
-    return bool(stage.always_changed) and all(
-        isinstance(dep, ParamsDependency) or not _is_data(dep) for dep in stage.deps
-    )
+    """True for a stage that always runs and reads parameters alone: it runs before a plan is made."""
+    return bool(stage.always_changed) and all(isinstance(dep, ParamsDependency) for dep in stage.deps)
 
 
 def select(stages: Sequence[PipelineStage], targets: Sequence[str]) -> set[str]:
@@ -122,7 +120,7 @@ def _with_ancestors(repo: Repo, stages: Sequence[PipelineStage], asked: set[str]
 
 
 def _plan_stage(
-    repo: Repo, stage: PipelineStage, forecast: Forecast, forced: bool, interrupted: bool
+    repo: Repo, stage: PipelineStage, forecast: Forecast, code: CodeNow, forced: bool, interrupted: bool
 ) -> StagePlan:
     known = any(dep.hash_info for dep in stage.deps) or any(out.hash_info for out in stage.outs)
     inputs: dict[str, Content] = {}
@@ -133,7 +131,8 @@ def _plan_stage(
         reasons.append(Reason("command", stage.name))
     for dep in stage.deps:
         if isinstance(dep, ParamsDependency):
-            reasons += _parameter_reasons(dep)
+            is_code = dep.def_path == CODE
+            reasons += code.reasons(stage.name, dep) if is_code else _parameter_reasons(dep)
             continue
         content, waits_for = forecast.of(dep)
         if waits_for:
@@ -148,10 +147,8 @@ def _plan_stage(
             if forecast.is_expected(dep):
                 expected.append(Reason("expected", _relative(repo, dep)))
             if content[0] != dep.hash_info:
-                kind = "code" if _relative(repo, dep).startswith(CODE) else "data"
-                reasons.append(
-                    Reason(kind, _relative(repo, dep), None, "changed" if dep.hash_info else "is new")
-                )
+                word = "changed" if dep.hash_info else "is new"
+                reasons.append(Reason("data", _relative(repo, dep), None, word))
     if not known:
         reasons = [
             *(reason for reason in reasons if reason.kind == "forced"),
@@ -165,7 +162,9 @@ def _plan_stage(
         reasons = reasons or output_reasons
         action = Action.RUN if reasons else Action.MAYBE
     elif reasons or output_reasons:
-        found = None if forced else (None if reasons else _kept(stage)) or find_outputs(repo, stage, inputs)
+        found = None
+        if not forced:
+            found = (None if reasons else _kept(stage)) or find_outputs(repo, stage, inputs, code)
         action = Action.RESTORE if found else Action.RUN
         outputs = found or {}
         reasons = reasons or output_reasons
@@ -195,7 +194,7 @@ def _expected_outputs(
     params = {
         key: value
         for dep in stage.deps
-        if isinstance(dep, ParamsDependency)
+        if isinstance(dep, ParamsDependency) and dep.def_path == dep.DEFAULT_PARAMS_FILE
         for key, value in dep.read_params().items()
     }
     names = expected_outputs(Path(repo.root_dir), stage.name, reasons, params)
@@ -277,7 +276,3 @@ def _relative(repo: Repo, item: Output) -> str:
 
 def _under(repo: Repo, path: str) -> str:
     return Path(path).relative_to(repo.root_dir).as_posix()
-
-
-def _is_data(dep: Output) -> bool:
-    return not str(dep.def_path).startswith(CODE)

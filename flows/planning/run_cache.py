@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
     from dvc_data.hashfile.meta import Meta
 
+    from flows.planning.code import CodeNow
+
 
 def find_outputs(
-    repo: Repo, stage: PipelineStage, inputs: Mapping[str, tuple[HashInfo, Meta]]
+    repo: Repo, stage: PipelineStage, inputs: Mapping[str, tuple[HashInfo, Meta]], code: CodeNow
 ) -> dict[str, tuple[HashInfo, Meta]] | None:
     """Outputs of the newest earlier run with the same command, parameters and inputs; None without one.
 
     Args:
         inputs: content hash of every dependency but the parameters, by absolute path.
+        code: the code with which it would run.
 
     Returns:
         Absolute path of each output -> its hash.
     """
-    folder = _folder(repo, stage, inputs)
+    folder = _folder(repo, stage, inputs, code)
     entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     if not entries:
         return None
@@ -44,13 +47,15 @@ def find_outputs(
     return {out.fs_path: (out.hash_info, out.meta) for out in restored.outs}
 
 
-def _folder(repo: Repo, stage: PipelineStage, inputs: Mapping[str, tuple[HashInfo, Meta]]) -> Path:
+def _folder(
+    repo: Repo, stage: PipelineStage, inputs: Mapping[str, tuple[HashInfo, Meta]], code: CodeNow
+) -> Path:
     """Where DVC keeps runs of the stage with these inputs."""
     before = [(dep, dep.hash_info, dep.meta) for dep in stage.deps]
     try:
         for dep in stage.deps:
             if isinstance(dep, ParamsDependency):
-                values: Any = dep.read_params()
+                values: Any = code.read_params(dep)
                 dep.hash_info = HashInfo(dep.PARAM_PARAMS, values)
             else:
                 dep.hash_info, dep.meta = inputs[dep.fs_path]

@@ -12,6 +12,9 @@ from prefloop.errors import ConfigError
 
 T = TypeVar("T")
 
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where PyYAML has it: it reads the same, eight times as fast."""
+
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Reads a YAML mapping.
@@ -22,8 +25,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        values = yaml.safe_load(text)
+        values = _parsed(text, path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} is missing", "run from the repository's root, or restore the file"
@@ -50,6 +52,16 @@ def read_seed(path: Path | str = "params.yaml") -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed must be a whole number of at least 0, got {seed!r}")
     return seed
+
+
+def _parsed(text: str, path: Path) -> Any:
+    loader = LOADER(text)
+    try:
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node, path)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _refuse_repeated_keys(node: Any, path: Path) -> None:

@@ -1,147 +1,112 @@
-"""Which files of this repository a stage's code consists of: the closure of its module's imports.
-
-`python -m tasks.support.closure` says whether dvc.yaml lists them; `--write` makes it so.
-"""
+"""Which files of this repository a module's code consists of: the closure of its imports."""
 
 from __future__ import annotations
 
-import argparse
 import ast
-import shlex
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 
 PACKAGES = ("prefloop", "tasks")
 PACKAGE_DATA = (".html", ".j2", ".css", ".svg")
 
 
-def closure(module: str, root: Path = Path(".")) -> list[str]:
-    """Files, as sorted POSIX paths under `root`, that importing `module` and calling its functions may read.
+class Tree:
+    """The code under one root; each file is parsed once, however many closures it is part of."""
 
-    Imports inside functions count; those under `if TYPE_CHECKING` do not, nothing runs them. Every package on
-    the way gives its `__init__.py`, and the templates and style sheets beside its modules. An import by a
-    name made at run time, `import_module(f"prefloop.x.{name}")`, brings in every module of that package.
-    """
-    found: set[Path] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        for file in _files_of(name, root):
-            if file not in found:
-                found.add(file)
-                if file.suffix == ".py":
-                    waiting.extend(_imports(file, root))
-    return sorted(file.relative_to(root).as_posix() for file in found)
+    def __init__(self, root: Path = Path(".")) -> None:
+        self._root = root
+        self._files_of = cache(self._find_files)
+        self._imports_of = cache(self._read_imports)
+
+    def closure(self, module: str) -> list[str]:
+        """Sorted POSIX paths, under the root, of the files that importing and using `module` may read.
+
+        Imports inside functions count; those under `if TYPE_CHECKING` do not, nothing runs them. Every
+        package on the way gives its `__init__.py`, and the templates and style sheets beside its modules. An
+        import by a name made at run time, `import_module(f"prefloop.x.{name}")`, brings in every module of
+        that package.
+        """
+        found: set[str] = set()
+        seen = {module}
+        waiting = [module]
+        while waiting:
+            for file in self._files_of(waiting.pop()):
+                if file not in found:
+                    found.add(file)
+                    new = self._imports_of(file) - seen
+                    seen |= new
+                    waiting += new
+        return sorted(found)
+
+    def _find_files(self, module: str) -> tuple[str, ...]:
+        """The module's file, and what each package above it contributes; nothing for no module of ours."""
+        parts = module.split(".")
+        if parts[0] not in PACKAGES:
+            return ()
+        name = "/".join(parts)
+        file = next(
+            (file for file in (f"{name}.py", f"{name}/__init__.py") if (self._root / file).is_file()), ""
+        )
+        if not file:
+            return ()
+        packages = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        inits = [f"{package}/__init__.py" for package in packages]
+        beside = (self._root / packages[-1]).iterdir() if packages else ()
+        return (
+            file,
+            *(init for init in inits if (self._root / init).is_file()),
+            *(f"{packages[-1]}/{other.name}" for other in beside if other.suffix in PACKAGE_DATA),
+        )
+
+    def _read_imports(self, file: str) -> frozenset[str]:
+        if not file.endswith(".py"):
+            return frozenset()
+        text = (self._root / file).read_text(encoding="utf-8")
+        body = ast.parse(text, file).body
+        found = {name for name in _imported(body, file.split("/")[:-1]) if name.split(".")[0] in PACKAGES}
+        if "import_module" in text:
+            found.update(self._imported_by_name(body))
+        return frozenset(found)
+
+    def _imported_by_name(self, body: list[ast.stmt]) -> Iterator[str]:
+        for call in (node for statement in body for node in ast.walk(statement)):
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            if ast.unparse(call.func).split(".")[-1] != "import_module":
+                continue
+            name = call.args[0]
+            if isinstance(name, ast.Constant):
+                yield str(name.value)
+            elif isinstance(name, ast.JoinedStr) and name.values and isinstance(name.values[0], ast.Constant):
+                package = str(name.values[0].value).rstrip(".")
+                if package.split(".")[0] in PACKAGES:
+                    folder = self._root.joinpath(*package.split("."))
+                    yield from (f"{package}.{file.stem}" for file in folder.glob("*.py"))
 
 
-def _files_of(module: str, root: Path) -> Iterator[Path]:
-    """The module's file, and what each package above it contributes; nothing for no module of ours."""
-    parts = module.split(".")
-    if parts[0] not in PACKAGES:
-        return
-    path = root.joinpath(*parts)
-    if path.with_suffix(".py").is_file():
-        yield path.with_suffix(".py")
-    elif (path / "__init__.py").is_file():
-        yield path / "__init__.py"
-    else:
-        return
-    for depth in range(1, len(parts)):
-        package = root.joinpath(*parts[:depth])
-        yield package / "__init__.py"
-        if depth == len(parts) - 1:
-            yield from (file for file in package.iterdir() if file.suffix in PACKAGE_DATA)
-
-
-def _imports(file: Path, root: Path) -> Iterator[str]:
-    package = file.relative_to(root).parent.parts
-    for node in _executed(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+def _imported(body: list[ast.stmt], package: list[str]) -> Iterator[str]:
+    """Every name that statements import, in their inner ones too: a module, or something in one."""
+    for node in body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join((*above, *([node.module] if node.module else [])))
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call):
-            yield from _imported_by_name(node, root)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _imported(node.orelse, package)
+        else:
+            for inner in _bodies(node):
+                yield from _imported(inner, package)
 
 
-def _executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walks a syntax tree without the bodies of `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield from (other, *_executed(other))
-            continue
-        yield child
-        yield from _executed(child)
-
-
-def _imported_by_name(call: ast.Call, root: Path) -> Iterator[str]:
-    if not call.args or ast.unparse(call.func).split(".")[-1] != "import_module":
-        return
-    name = call.args[0]
-    if isinstance(name, ast.Constant):
-        yield str(name.value)
-    elif isinstance(name, ast.JoinedStr) and name.values and isinstance(name.values[0], ast.Constant):
-        package = str(name.values[0].value).rstrip(".")
-        if package.split(".")[0] in PACKAGES:
-            yield from (f"{package}.{file.stem}" for file in root.joinpath(*package.split(".")).glob("*.py"))
-
-
-def stage_module(command: str) -> str:
-    """The module that a command runs: `python -m tasks.sft` gives `tasks.sft`; "" for another command."""
-    words = shlex.split(command)
-    return words[words.index("-m") + 1] if "-m" in words else ""
-
-
-def with_closure(declared: list[str], module: str, root: Path) -> list[str]:
-    """A stage's dependencies, the code among them replaced by the closure of `module`; data comes first."""
-    data = [dep for dep in declared if dep.split("/")[0] not in PACKAGES]
-    return data + closure(module, root)
-
-
-def bodies(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, CommentedMap]]:
-    """Name and definition of every stage of a parsed dvc.yaml; a `foreach` gives its template once."""
-    for name, stage in pipeline["stages"].items():
-        yield name, stage.get("do", stage)
-
-
-def main() -> int:
-    """Compares dvc.yaml with the closures; 1 when it is out of date and `--write` was not given."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--write", action="store_true", help="rewrite the code dependencies in dvc.yaml")
-    write = parser.parse_args().write
-    root, path = Path("."), Path("dvc.yaml")
-    yaml = YAML()
-    yaml.width = 110
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    pipeline = yaml.load(path)
-    stale = []
-    for name, body in bodies(pipeline):
-        module = stage_module(body["cmd"])
-        if not module:
-            continue
-        wanted = with_closure(list(body.get("deps", [])), module, root)
-        if wanted != list(body.get("deps", [])):
-            stale.append(name)
-            if "deps" in body:
-                body["deps"] = wanted
-            else:
-                body.insert(1, "deps", wanted)  # after the command
-    if stale and write:
-        with open(path, "w", encoding="utf-8") as handle:
-            yaml.dump(pipeline, handle)
-    verdict = "rewritten" if write else "out of date"
-    print(f"dvc.yaml: {', '.join(stale)} {verdict}" if stale else "dvc.yaml: up to date")
-    return int(bool(stale) and not write)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    """The blocks of a compound statement; expressions import nothing."""
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, [])
+        if isinstance(block, list):
+            yield block
+    for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+        yield from _bodies(part)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prefloop.errors import ConfigError
 from prefloop.files import sha256_file
+from tasks.support.code import CODE, Code, load_yaml
 
 CONTENT_LIMIT_BYTES = 256 * 2**20
 """Inputs up to this size are read; larger ones are known by the hash that dvc.lock keeps of them."""
@@ -28,7 +27,7 @@ class StageInputs:
     """What dvc.yaml says that a stage reads.
 
     Attributes:
-        deps: files and folders, code included.
+        deps: files and folders.
         params: (file, dotted key) pairs; an empty key stands for the whole file.
     """
 
@@ -41,7 +40,7 @@ def read_inputs(stage: str, root: Path = Path(".")) -> StageInputs | None:
     path = root / "dvc.yaml"
     if not path.exists():
         return None
-    declared = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
+    declared = load_yaml(path).get("stages", {})
     name, _, part = stage.partition("@")
     entry = declared.get(name)
     if entry is None:
@@ -59,14 +58,17 @@ def read_inputs(stage: str, root: Path = Path(".")) -> StageInputs | None:
     return StageInputs(tuple(map(str, deps)), tuple(params))
 
 
-def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -> str:
-    """Hex SHA-256 over the stage's name, the parameters it reads and the hashes of its dependencies.
+def stage_key(
+    stage: str, fallback: Mapping[str, Any], root: Path = Path("."), code: Code | None = None
+) -> str:
+    """Hex SHA-256 over the stage's name, its code, the parameters it reads and the hashes of its inputs.
 
     How many processes share a training, and whether they share its weights, is left out: the result is the
     same up to rounding, and a stage goes on from a checkpoint that others wrote.
 
     Args:
         fallback: what stands for the inputs where no dvc.yaml declares the stage.
+        code: what runs; by default what runs/code.json says.
     """
     inputs = read_inputs(stage, root)
     described: dict[str, Any] = {"stage": stage}
@@ -74,11 +76,9 @@ def stage_key(stage: str, fallback: Mapping[str, Any], root: Path = Path(".")) -
         described["fallback"] = fallback
     else:
         locked = locked_hashes(root)
-        files: dict[str, Any] = {}
-        described["params"] = [
-            [file, key, _lookup(files.setdefault(file, _load(root / file)), key)]
-            for file, key in inputs.params
-        ]
+        values = {CODE: {stage.partition("@")[0]: code.fingerprint}} if code else {}
+        values |= {file: _load(root / file) for file in {file for file, _ in inputs.params} - values.keys()}
+        described["params"] = [[file, key, _lookup(values[file], key)] for file, key in inputs.params]
         described["deps"] = [[dep, input_hash(dep, locked, root)] for dep in sorted(inputs.deps)]
         for file, key, value in described["params"]:
             if (file, key) == (ENVIRONMENT, "") and isinstance(value, dict):
@@ -107,10 +107,10 @@ def locked_hashes(root: Path = Path(".")) -> dict[str, str]:
     hashes: dict[str, str] = {}
     lock = root / "dvc.lock"
     if lock.exists():
-        for entry in (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}).values():
+        for entry in load_yaml(lock).get("stages", {}).values():
             hashes |= {out["path"]: out["md5"] for out in entry.get("outs", []) if "md5" in out}
     for pointer in sorted((root / "data" / "sources").glob("*.dvc")):
-        for out in (yaml.safe_load(pointer.read_text(encoding="utf-8")) or {}).get("outs", []):
+        for out in load_yaml(pointer).get("outs", []):
             hashes[(pointer.parent / out["path"]).relative_to(root).as_posix()] = out.get("md5", "")
     return hashes
 
@@ -134,7 +134,7 @@ def _substitute(value: Any, names: Mapping[str, str]) -> Any:
 def _load(path: Path) -> Any:
     if not path.exists():
         raise ConfigError(f"{path} is missing", "run the stage that writes it: prefloop plan shows which")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    return load_yaml(path)  # JSON is YAML too
 
 
 def _lookup(values: Any, key: str) -> Any:

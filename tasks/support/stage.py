@@ -23,6 +23,7 @@ from prefloop.files import atomic_file, atomic_folder, read_json, write_json
 from prefloop.training.environment import Environment, load_environment
 from prefloop.training.recorder import Recorder, Silent
 from tasks.support import delivery_process
+from tasks.support.code import confirm, keep, stage_code
 from tasks.support.curve import Curve, write_csv
 from tasks.support.ending import ended_well
 from tasks.support.flatten import flatten, without_nan
@@ -55,6 +56,7 @@ class Stage(Generic[C]):
         label: its name in file names, unique among all stages: "sft", "evaluate-ppo", a policy's own name.
         config: the stage's section of params.yaml.
         seed: the run's seed.
+        code: the files that its module consists of; None where no dvc.yaml names the module.
         key: stage key, hex SHA-256 over everything the result follows from.
         scratch: folder for resumable state, kept when the stage fails and removed when it succeeds.
         progress: writes lines to the terminal.
@@ -64,7 +66,13 @@ class Stage(Generic[C]):
 
     def __init__(self, name: str, part: str, config: C, seed: int, stop: StopFlag) -> None:
         self.name, self.part, self.config, self.seed, self.stop = name, part, config, seed, stop
-        self.key = stage_key(name, {"config": dataclasses.asdict(config), "seed": seed})  # type: ignore[call-overload]
+        self.code = stage_code(name)
+        confirm(name, self.code)
+        self.key = stage_key(
+            name,
+            {"config": dataclasses.asdict(config), "seed": seed},  # type: ignore[call-overload]
+            code=self.code,
+        )
         self.label = slug(name)
         self.scratch = state_folder() / "scratch" / self.label / self.key
         self.progress = Progress(name)
@@ -213,10 +221,12 @@ class Stage(Generic[C]):
                 "pipeline": pipeline_id() or None,
                 "environment": self._environment(),
                 "resumed_from_step": resumed,
+                "code": self.code.record() if self.code else None,
                 **self._git,
                 **self.clock.record(),
             },
         )
+        keep(self.name, self.code)
         if self._bare is not None:
             self._bare.finish(final=self.name == LAST_STAGE)
         shutil.rmtree(self.scratch, ignore_errors=True)

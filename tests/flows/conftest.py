@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -90,18 +91,20 @@ stages:
     params: [compute]
     outs:
       - runs/environment.json: {cache: false}
+      - runs/code.json: {cache: false}
   ingest:
     cmd: python work.py ingest ingest data/sources data/raw/demonstrations.jsonl,data/raw/preferences.jsonl
     deps: [work.py, data/sources]
     params: [seed, ingest]
     outs: [data/raw/demonstrations.jsonl, data/raw/preferences.jsonl]
   sft:
-    cmd: python work.py sft sft data/raw/demonstrations.jsonl models/sft
-    deps: [work.py, tasks/sft.py, data/raw/demonstrations.jsonl]
+    cmd: python tasks/sft.py sft sft data/raw/demonstrations.jsonl models/sft
+    deps: [work.py, data/raw/demonstrations.jsonl]
     params:
       - sft
       - runs/environment.json:
-    outs: [models/sft]
+      - runs/code.json: [sft]
+    outs: [models/sft, runs/sft.json]
   ppo:
     cmd: python work.py ppo ppo models/sft,data/raw/preferences.jsonl models/ppo
     deps: [work.py, models/sft, data/raw/preferences.jsonl]
@@ -153,9 +156,20 @@ report:
 
 RESOLVE = """
 import json, pathlib, yaml
+from tasks.support.code import write_code
+write_code()
 pathlib.Path("runs").mkdir(exist_ok=True)
 threads = yaml.safe_load(open("params.yaml"))["compute"]["threads"]
 pathlib.Path("runs/environment.json").write_text(json.dumps({"device": "cpu", "threads": threads}))
+"""
+
+
+SFT = """\
+LEARNING = 1
+import json, runpy
+from tasks.support.code import stage_code
+runpy.run_path("work.py", run_name="__main__")
+json.dump({"code": stage_code("sft").record()}, open("runs/sft.json", "w"))
 """
 
 
@@ -197,7 +211,7 @@ class Project:
 
     def plan(self, *targets: str) -> dict[str, dict]:
         """What `prefloop plan --json` prints, by stage; in this process, which is faster."""
-        with contextlib.chdir(self.root):
+        with contextlib.chdir(self.root), mock.patch.dict(os.environ, PYTHONPATH=str(REPOSITORY)):
             repo = open_repo(self.root)
             refresh(self.root, repo)
             plan = make_plan(repo, targets, interrupted=unfinished(self.root))
@@ -280,7 +294,7 @@ def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data/sources").mkdir(parents=True)
     (root / "data/sources/rows.txt").write_text("a row\n")
     (root / "tasks").mkdir()
-    (root / "tasks/sft.py").write_text("LEARNING = 1\n")
+    (root / "tasks/sft.py").write_text(SFT)
     (root / "work.py").write_text(textwrap.dedent(WORK).lstrip())
     (root / "bin").mkdir()
     (root / "bin/sh").write_text('#!/bin/sh\n/bin/sh "$@"\nexit $?\n')  # many a shell stays between

@@ -1,16 +1,17 @@
-"""A stage's code dependencies: the closure of its imports, kept in dvc.yaml."""
+"""The closure of a module's imports, and what of it dvc.yaml leaves to runs/code.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
-from tasks.support.closure import bodies, closure, main, stage_module, with_closure
+from tasks.support.closure import Tree
+from tasks.support.code import CODE, all_code, load_yaml, stage_module
 
 ROOT = Path(__file__).parents[2]
-PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES = {name: stage.get("do", stage) for name, stage in load_yaml(ROOT / "dvc.yaml")["stages"].items()}
+CODE_OF = all_code(ROOT)
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -54,50 +55,46 @@ PACKAGES = ["prefloop/__init__.py", "prefloop/objectives/__init__.py"]
 
 def test_follows_modules_relative_imports_and_packages_on_the_way(tree: Path) -> None:
     expected = [*PACKAGES, "prefloop/objectives/dpo.py", "prefloop/objectives/logprobs.py"]
-    assert closure("tasks.dpo", tree) == [*expected, "tasks/__init__.py", "tasks/dpo.py"]
+    assert Tree(tree).closure("tasks.dpo") == [*expected, "tasks/__init__.py", "tasks/dpo.py"]
 
 
 def test_imports_in_functions_count_and_those_for_type_checkers_do_not(tree: Path) -> None:
     expected = [*PACKAGES, "prefloop/objectives/logprobs.py", "prefloop/objectives/ppo.py"]
-    assert closure("tasks.ppo", tree) == [*expected, "tasks/__init__.py", "tasks/ppo.py"]
+    assert Tree(tree).closure("tasks.ppo") == [*expected, "tasks/__init__.py", "tasks/ppo.py"]
 
 
 def test_an_import_by_name_brings_the_whole_package(tree: Path) -> None:
-    assert {"prefloop/importers/hh.py", "prefloop/importers/csv.py"} <= set(closure("tasks.ingest", tree))
+    assert {"prefloop/importers/hh.py", "prefloop/importers/csv.py"} <= set(
+        Tree(tree).closure("tasks.ingest")
+    )
 
 
 def test_templates_beside_a_module_count(tree: Path) -> None:
-    assert "prefloop/report/page.html" in closure("tasks.report", tree)
+    assert "prefloop/report/page.html" in Tree(tree).closure("tasks.report")
 
 
-def test_code_comes_after_data_and_old_code_goes(tree: Path) -> None:
-    deps = with_closure(["models/sft", "prefloop/objectives/unused.py", "data/x.jsonl"], "tasks.dpo", tree)
-    assert deps[:2] == ["models/sft", "data/x.jsonl"]
-    assert "prefloop/objectives/unused.py" not in deps
-    assert "tasks/dpo.py" in deps
+@pytest.mark.parametrize("line", ["if True:\n    {}", "try:\n    {}\nexcept E:\n    pass", "with x:\n    {}"])
+def test_imports_in_blocks_count(tree: Path, line: str) -> None:
+    write(tree, {"tasks/dpo.py": line.format("import prefloop.objectives.unused") + "\n"})
+    assert "prefloop/objectives/unused.py" in Tree(tree).closure("tasks.dpo")
 
 
-def test_writing_keeps_comments(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tree, {"dvc.yaml": "stages:\n  # Direct preferences.\n  dpo:\n    cmd: python -m tasks.dpo\n"})
-    monkeypatch.chdir(tree)
-    monkeypatch.setattr("sys.argv", ["closure"])
-    assert main() == 1
-    monkeypatch.setattr("sys.argv", ["closure", "--write"])
-    assert main() == 0
-    text = (tree / "dvc.yaml").read_text()
-    assert "# Direct preferences." in text
-    assert "      - prefloop/objectives/dpo.py\n" in text
-    monkeypatch.setattr("sys.argv", ["closure"])
-    assert main() == 0
+def test_imports_in_handlers_cases_and_else_count(tree: Path) -> None:
+    text = "try:\n    x\nexcept E:\n    import prefloop.objectives.unused\n"
+    write(tree, {"tasks/dpo.py": text})
+    assert "prefloop/objectives/unused.py" in Tree(tree).closure("tasks.dpo")
+    write(tree, {"tasks/dpo.py": "match x:\n    case 1:\n        import prefloop.objectives.unused\n"})
+    assert "prefloop/objectives/unused.py" in Tree(tree).closure("tasks.dpo")
+    write(tree, {"tasks/dpo.py": "for x in y:\n    pass\nelse:\n    import prefloop.objectives.unused\n"})
+    assert "prefloop/objectives/unused.py" in Tree(tree).closure("tasks.dpo")
 
 
-@pytest.mark.parametrize("name", [name for name, _ in bodies(PIPELINE)])
-def test_dvc_yaml_lists_each_stages_code(name: str) -> None:
-    body = dict(bodies(PIPELINE))[name]
-    module = stage_module(body["cmd"])
-    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    expected = with_closure(list(body.get("deps", [])), module, ROOT)
-    assert list(body.get("deps", [])) == expected, "run: python -m tasks.support.closure --write"
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "environment"])
+def test_each_stage_reads_its_own_code_as_a_parameter_and_lists_none(name: str) -> None:
+    body = STAGES[name]
+    assert (ROOT / f"{stage_module(body['cmd']).replace('.', '/')}.py").exists()
+    assert [entry[CODE] for entry in body["params"] if isinstance(entry, dict) and CODE in entry] == [[name]]
+    assert not [dep for dep in body["deps"] if dep.startswith(("prefloop/", "tasks/"))]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +108,6 @@ def test_dvc_yaml_lists_each_stages_code(name: str) -> None:
     ],
 )
 def test_editing_an_objective_touches_its_stages_alone(file: str, stages: set[str]) -> None:
-    touched = {name for name, body in bodies(PIPELINE) if file in body.get("deps", [])}
+    touched = {name for name, code in CODE_OF.items() if file in code.files}
     assert (ROOT / file).exists()
     assert touched == stages

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 
 from flows.planning.model import Action, Plan, Reason, StagePlan
+from flows.planning.planner import make_plan, open_repo
 from flows.planning.show import duration, plan_lines, summary
 
 STAGES = {"ingest", "sft", "ppo", "dpo", "evaluate@sft", "evaluate@ppo", "evaluate@dpo", "report"}
@@ -53,6 +56,42 @@ def test_a_code_edit_names_the_file(finished):
     assert texts(plan, "sft") == ["tasks/sft.py changed"]
     assert plan["sft"]["reasons"][0]["kind"] == "code"
     assert {name for name, action in actions(plan).items() if action == "run"} == {"sft"}
+
+
+def test_code_without_a_record_of_its_files_is_named_as_a_whole(finished):
+    (finished.root / "runs/sft.json").chmod(0o644)
+    (finished.root / "runs/sft.json").write_text("{}")
+    finished.edit("tasks/sft.py", "1", "2")
+    assert "its code changed" in texts(finished.plan(), "sft")
+
+
+def test_an_edit_shows_though_the_environment_was_resolved_before_it(finished):
+    finished.edit("tasks/sft.py", "1", "2")
+    with contextlib.chdir(finished.root):
+        plan = make_plan(open_repo(finished.root))
+    assert {stage.name for stage in plan.stages if stage.action is Action.RUN} == {"sft"}
+
+
+def test_a_lock_that_lists_files_of_code_means_one_run_more(finished):
+    lock = finished.root / "dvc.lock"
+    kept = re.sub(r"      runs/code.json:\n        sft: \w+\n", "", lock.read_text())
+    assert kept != lock.read_text()
+    lock.write_text(kept)
+    shutil.rmtree(finished.root / ".dvc/cache/runs")  # no such run was kept under a fingerprint
+    plan = finished.plan()
+    assert {name for name, action in actions(plan).items() if action == "run"} == {"sft"}
+    assert texts(plan, "sft")[0].startswith("its code was recorded file by file")
+
+
+def test_an_edit_taken_back_is_restored(finished):
+    finished.edit("tasks/sft.py", "1", "2")
+    finished.dvc("repro")
+    assert "sft" in finished.stages_ran()
+    assert set(actions(finished.plan()).values()) == {"skip"}
+    finished.edit("tasks/sft.py", "2", "1")
+    plan = finished.plan()
+    assert plan["sft"]["action"] == "restore"
+    assert texts(plan, "sft") == ["tasks/sft.py changed"]
 
 
 def test_a_row_added_to_the_sources_makes_only_ingest_certain(finished):

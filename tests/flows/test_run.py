@@ -97,6 +97,8 @@ def test_accept_keeps_results_over_a_code_edit_and_the_reason(finished):
     assert reasons[0]["stage"] == "sft"
     assert reasons[0]["why"] == "a comment was reworded"
     assert reasons[0]["differences"] == ["tasks/sft.py changed"]
+    finished.edit("tasks/sft.py", "2", "3")
+    assert [reason["text"] for reason in finished.plan()["sft"]["reasons"]] == ["tasks/sft.py changed"]
 
 
 def test_accept_refuses_what_is_more_than_code(finished):

@@ -93,7 +93,7 @@ def test_a_worker_gets_the_working_tree_as_it_is_and_git_stays_as_it_was(project
     assert project.shell("git", "status", "--porcelain") == before
     clone = tmp_path / "clone"
     fetch_code(clone, str(exchange.code), commit)
-    assert (clone / "tasks/sft.py").read_text() == "LEARNING = 2\n"
+    assert (clone / "tasks/sft.py").read_text().startswith("LEARNING = 2\n")
     assert (clone / "tasks/new.py").exists()
     assert publish_code(project.root, exchange) == commit, "the same tree is the same commit"
 

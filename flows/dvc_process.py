@@ -1,0 +1,51 @@
+"""`python -m flows.dvc_process ARGUMENTS`: DVC's command line, which writes dvc.lock in a fifth of the time.
+
+At each stage's end DVC reads and writes all of dvc.lock in pure Python, so that comments would survive: half
+of all that it does for a stage, and there are none. Here libyaml does it. The content is the same; so are the
+bytes, but for null, which DVC leaves out, and where it breaks scalars longer than a line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc import dvcfile
+from dvc.cli import main
+from dvc.utils.serialize import modify_yaml
+from ruamel.yaml import YAML
+
+from prefloop.files import atomic_file
+
+
+@contextmanager
+def modify(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
+    """Yields the content of a YAML file and writes it back; for what is no dvc.lock, as DVC does it."""
+    if Path(path).name != "dvc.lock":
+        with modify_yaml(path, fs=fs) as data:
+            yield data
+        return
+    yaml: Any = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.sort_base_mapping_type_on_output = False
+    file = Path(path)
+    lock = (yaml.load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
+    yield lock
+    with atomic_file(file) as handle:
+        yaml.dump(_plain(lock), handle)
+
+
+def _plain(value: Any) -> Any:
+    """DVC hands over mappings and lists of its own kinds, which a safe dumper refuses."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+if __name__ == "__main__":
+    dvcfile.modify_yaml = modify
+    sys.exit(main(sys.argv[1:]))
