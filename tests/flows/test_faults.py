@@ -19,7 +19,7 @@ SLOW = {"STEPS_SFT": "80"}
 def started_training(project, **extra):
     """A run in the middle of stage sft."""
     run = project.start("run", **SLOW, **extra)
-    project.wait_for_process("work.py sft")
+    project.wait_for_process("tasks/sft.py sft")
     step = project.root / ".prefloop/scratch/sft/step"
     project.wait_until(lambda: step.exists() and int(step.read_text() or 0) >= 5)
     return run
@@ -47,8 +47,8 @@ def resumed_after(project) -> int:
 def test_kill_9_of_any_process_is_survived(project, undisturbed, victim):
     run = started_training(project)
     words = {
-        "trainer": "work.py sft",
-        "dvc": "-m dvc",
+        "trainer": "tasks/sft.py sft",
+        "dvc": "flows.dvc_process",
         "flow": "flows.cli.main",
         "server": "flows.server_process",
     }
@@ -94,7 +94,7 @@ def test_a_run_beside_a_stage_run_by_hand_is_refused(project):
         stderr=subprocess.DEVNULL,
     )
     project.wait_until(lambda: (project.root / ".prefloop/scratch/sft/step").exists())
-    trainers = [process for process in project.processes() if "work.py" in process.cmdline()]
+    trainers = [process for process in project.processes() if "tasks/sft.py" in process.cmdline()]
     output = project.prefloop("run", code=6)
     assert "run by hand" in output
     assert [f"pid {process.pid}" in output for process in trainers].count(True) == 1
@@ -110,7 +110,7 @@ def test_kill_9_of_a_bare_dvc_ends_its_trainer(project):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    project.wait_for_process("work.py sft")
+    project.wait_for_process("tasks/sft.py sft")
     project.wait_until(lambda: (project.root / ".prefloop/scratch/sft/step").exists())
     by_hand.kill()
     by_hand.wait()
