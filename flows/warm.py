@@ -22,6 +22,23 @@ SWITCH = "PREFLOOP_WARM"
 WORTHWHILE = 2
 """Stages that have to start for it to pay."""
 
+MODULES = (
+    "dvc.cli",
+    "dvc.repo.reproduce",
+    "dvc.commands.repro",
+    "pandas",
+    "torch",
+    "great_expectations.expectations.core",
+    "datasketch",
+    "torch._dynamo",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+)
+"""In the order in which a pipeline wants them. None of our own: they may be edited while a run goes on."""
+
 
 @contextmanager
 def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[None]:
@@ -43,7 +60,7 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as output:
         child = supervisor.start(
-            [sys.executable, "-m", "flows.warm_process", address],
+            [sys.executable, "-m", "flows.warm_process", address, *MODULES],
             "warm process",
             output=output.fileno(),
             service=True,

@@ -71,7 +71,8 @@ class _Leader:
             os.environ[LEADER] = self._address
             return partial(_dvc, arguments)
         while True:
-            ready, _, _ = select.select([self._listener, self._alarm[0], *self._stages.values()], [], [])
+            askers = [asker.fileno() for asker in self._stages.values()]
+            ready = select.select([self._listener.fileno(), self._alarm[0], *askers], [], [])[0]
             if self._alarm[0] in ready:
                 os.read(self._alarm[0], 4096)
                 for pid, code in _ended():
@@ -82,10 +83,10 @@ class _Leader:
                         with suppress(OSError), asker:
                             send(asker, {"status": code})
             for pid, asker in list(self._stages.items()):
-                if asker in ready:  # it never says a second word: it is gone
+                if asker.fileno() in ready:  # it never says a second word: it is gone
                     os.kill(pid, signal.SIGTERM)
                     self._stages.pop(pid).close()
-            if self._listener in ready and (work := self._answer()):
+            if self._listener.fileno() in ready and (work := self._answer()):
                 return work
 
     def end(self) -> NoReturn:

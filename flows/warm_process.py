@@ -1,4 +1,4 @@
-"""`python -m flows.warm_process ADDRESS`: a process that has imported what stages need, and forks for them.
+"""`python -m flows.warm_process ADDRESS MODULE...`: imports what stages need, and forks for them.
 
 Importing torch and transformers costs a stage several seconds of processor time, and importing DVC half a
 second more. This process does it once in a run; its forks find the modules there:
@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import tasks  # noqa: F401  (how memory and threads are used has to be settled before torch is imported)
@@ -25,26 +26,9 @@ from flows.warm_leader import Work, lead
 from flows.warm_messages import listen, receive
 from tasks.support.process import PARENT_PIPE
 
-MODULES = (
-    "dvc.cli",
-    "dvc.repo.reproduce",
-    "dvc.commands.repro",
-    "pandas",
-    "torch",
-    "great_expectations.expectations.core",
-    "datasketch",
-    "torch._dynamo",
-    "transformers.modeling_utils",
-    "transformers.generation.utils",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-)
-"""In the order in which a pipeline wants them. None of our own: they may be edited while a run goes on."""
 
-
-def main(address: str) -> Work | None:
-    """Imports, and forks when asked, until the run is over.
+def main(address: str, modules: Sequence[str]) -> Work | None:
+    """Imports the modules, and forks when asked, until the run is over.
 
     Returns:
         None at the end; in each fork, what that fork is to do.
@@ -53,12 +37,12 @@ def main(address: str) -> Work | None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a leader: it tells how it ended
     listener = listen(address)
     run = os.open(os.environ[PARENT_PIPE], os.O_RDONLY | os.O_NONBLOCK)
-    missing = list(MODULES)
+    missing = list(modules)
     while True:
-        ready, _, _ = select.select([listener, run], [], [], 0 if missing else None)
+        ready = select.select([listener.fileno(), run], [], [], 0 if missing else None)[0]
         if run in ready and os.read(run, 4096) == b"":
             return None
-        if listener in ready:
+        if listener.fileno() in ready:
             connection, _ = listener.accept()
             with connection:
                 asked, (output, status) = receive(connection, 2)
@@ -75,5 +59,5 @@ def main(address: str) -> Work | None:
 
 
 if __name__ == "__main__":
-    work = main(sys.argv[1])
+    work = main(sys.argv[1], sys.argv[2:])
     sys.exit(work() if work else 0)  # above, the frames of `main` are gone: a fork ends as any process does

@@ -43,7 +43,8 @@ def _ask_leader(address: str, module: str) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
