@@ -3,10 +3,10 @@
     git clone . /tmp/tiny && cd /tmp/tiny && prefloop run --preset small
     python -m benchmarks.startup --workspace /tmp/tiny --stages sft,reward --repeats 3
 
-Each stage is run by `dvc repro --single-item --force`, as a pipeline runs it. Columns, medians of the repeats:
-wall seconds and processor seconds (all processes of the stage, DVC's included) until the stage prints its first
-line, and until the end; `imports` are the processor seconds of importing the stage's module in a new process.
-Read the processor's columns on a machine that others use.
+Each stage is run by `dvc repro --single-item --force`, as a pipeline runs it. Columns, medians of the
+repeats: wall and processor seconds (all processes of the stage, DVC's included) until the stage prints its
+first line, and until the end; `imports` are the processor seconds of importing the stage's module in a new
+process. Read the processor's columns on a machine that others use. The workspace's outputs are made anew.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from flows.warm_child import WarmChild, WarmStarts
 from tasks.support.closure import stage_module
 from tasks.support.process import end_group, group_members, lifeline
 
+STAGES = "ingest,validate@preferences,sft,reward,ppo@ppo,evaluate@ppo,report"
 LOOK_SECONDS = 0.02
 SETTLE_SECONDS = 3.0
 """The warm process has imported everything when it used no processor for this long."""

@@ -29,19 +29,23 @@ FREE = ("DVC", "PREFECT", "PREFLOOP_", "PWD", "OLDPWD", "SHLVL", "_")
 """Environment variables, or beginnings of their names, that nothing reads while it is imported."""
 
 
-def lead(asked: Mapping[str, Any], output: int, status: int, address: str) -> Work:
+def lead(
+    asked: Mapping[str, Any], output: int, status: int, address: str, environment: Mapping[str, str]
+) -> Work:
     """Starts DVC, and the stage when DVC's command asks for it, and tells DVC's exit status.
 
     Args:
         asked: `arguments` for DVC, `environment` and `folder` of its process.
         output: where both print.
         status: receives the leader's pid, and in the end the exit status, a line each.
+        address: of the warm process; the leader's begins with it.
+        environment: that modules were imported under.
 
     Returns:
         In each fork, what that fork is to do; the leader itself ends here.
     """
     os.setsid()
-    leader = _Leader(status, f"{address}-{os.getpid()}", _fixed(os.environ))
+    leader = _Leader(status, f"{address}-{os.getpid()}", environment)
     nothing = os.open(os.devnull, os.O_RDWR)
     _become(asked, [nothing, output, output])
     work = leader.run(asked["arguments"])
@@ -51,8 +55,10 @@ def lead(asked: Mapping[str, Any], output: int, status: int, address: str) -> Wo
 
 
 class _Leader:
-    def __init__(self, status: int, address: str, imported_under: dict[str, str]) -> None:
-        self._status, self._address, self._imported_under = status, address, imported_under
+    def __init__(self, status: int, address: str, environment: Mapping[str, str]) -> None:
+        self._status, self._address = status, address
+        self._imported_under = _fixed(environment)
+        self._set_by_imports = {k: v for k, v in os.environ.items() if environment.get(k) != v}
         self._listener = listen(address)
         self._alarm = os.pipe()
         for descriptor in self._alarm:
@@ -107,6 +113,7 @@ class _Leader:
                 self._leave()
                 asker.close()
                 _become(asked, descriptors)
+                os.environ.update(self._set_by_imports)
                 return partial(_stage, asked["module"], asked["arguments"])
             self._stages[pid] = asker
         for descriptor in descriptors:

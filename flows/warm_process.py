@@ -35,6 +35,7 @@ def main(address: str, modules: Sequence[str]) -> Work | None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a leader: it tells how it ended
+    environment = dict(os.environ)  # some libraries change it as they are imported
     listener = listen(address)
     run = os.open(os.environ[PARENT_PIPE], os.O_RDONLY | os.O_NONBLOCK)
     missing = list(modules)
@@ -49,7 +50,7 @@ def main(address: str, modules: Sequence[str]) -> Work | None:
             if not os.fork():
                 listener.close()
                 os.close(run)
-                return lead(asked, output, status, address)
+                return lead(asked, output, status, address, environment)
             os.close(output)
             os.close(status)
         elif missing:
