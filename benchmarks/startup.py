@@ -148,7 +148,15 @@ def main() -> None:
         with warm_starts(root, about) as starts:
             for stage in arguments.stages.split(","):
                 body = declared[stage.partition("@")[0]]
-                command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", stage]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "flows.dvc_process",
+                    "repro",
+                    "--single-item",
+                    "--force",
+                    stage,
+                ]
                 module = stage_module(body.get("do", body)["cmd"])
 
                 def warm(command: Sequence[str] = command) -> Child:

@@ -26,6 +26,7 @@ MODULES = (
     "dvc.cli",
     "dvc.repo.reproduce",
     "dvc.commands.repro",
+    "ruamel.yaml",
     "pandas",
     "torch",
     "great_expectations.expectations.core",
@@ -35,7 +36,7 @@ MODULES = (
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen3.modeling_qwen3",
 )
 """In the order in which a pipeline wants them. None of our own: they may be edited while a run goes on."""
 

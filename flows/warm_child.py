@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from flows.warm_leader import DVC
 from flows.warm_messages import send
 
 
@@ -41,8 +42,8 @@ class WarmStarts:
         self._address = address
 
     def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> WarmChild | None:
-        """Starts `python -m dvc ...` in a session of its own; None where it has to be started cold."""
-        if list(command[1:3]) != ["-m", "dvc"]:
+        """Starts DVC's command line in a session of its own; None where it has to be started cold."""
+        if list(command[1:3]) != ["-m", DVC]:
             return None
         output, output_end = os.pipe()
         status, status_end = os.pipe()

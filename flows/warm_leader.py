@@ -23,6 +23,8 @@ from flows.warm_messages import listen, receive, send
 
 Work = Callable[[], Any]
 
+DVC = "flows.dvc_process"
+"""Module that is DVC's command line."""
 LEADER = "PREFLOOP_LEADER"
 """Environment variable by which `tasks/__init__.py` finds the leader of its stage: the path of a socket."""
 FREE = ("DVC", "PREFECT", "PREFLOOP_", "PWD", "OLDPWD", "SHLVL", "_")
@@ -75,7 +77,7 @@ class _Leader:
         if not dvc:
             self._leave()
             os.environ[LEADER] = self._address
-            return partial(_dvc, arguments)
+            return partial(_module, DVC, arguments)
         while True:
             askers = [asker.fileno() for asker in self._stages.values()]
             ready = select.select([self._listener.fileno(), self._alarm[0], *askers], [], [])[0]
@@ -161,16 +163,12 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
-def _dvc(arguments: Sequence[str]) -> int:
-    """As `python -m dvc`."""
-    from dvc.cli import main
-
-    sys.argv = ["dvc", *arguments]
-    return int(main(list(arguments)))
-
-
 def _stage(module: str, arguments: Sequence[str]) -> None:
-    """As `python -m MODULE`."""
     os.environ.pop(LEADER, None)
+    _module(module, arguments)
+
+
+def _module(module: str, arguments: Sequence[str]) -> None:
+    """As `python -m MODULE`."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

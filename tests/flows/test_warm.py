@@ -68,7 +68,15 @@ def start(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterato
         starts = WarmStarts(address)
 
         def begin(stage: str) -> WarmChild:
-            words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+            words = [
+                sys.executable,
+                "-m",
+                "flows.dvc_process",
+                "--wait-for-lock",
+                "repro",
+                "--single-item",
+                stage,
+            ]
             for _ in range(600):  # until it listens
                 if child := starts.start(words, root, about):
                     return child
