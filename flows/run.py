@@ -13,8 +13,8 @@ from typing import TypeVar
 from flows import settings
 from flows.late_delivery import deliver_late
 from flows.leftovers import unfinished
-from flows.planning.model import Plan, StagePlan
-from flows.planning.planner import make_plan, open_repo
+from flows.planning.model import Action, Plan, StagePlan
+from flows.planning.planner import make_plan, open_repo, pipeline_stages
 from flows.planning.show import plan_lines
 from flows.preparation import import_text_sources, run_preparation
 from flows.promotion import promote, promotion_due
@@ -23,6 +23,7 @@ from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
+from flows.warm import warm_starts
 from flows.workers.pool import Pool
 from prefloop.config.params import load_params
 from prefloop.errors import PrefloopError
@@ -126,7 +127,13 @@ def _execute(
         return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
     for line in plan_lines(plan, skipped=False):
         terminal.say(line)
-    with prefect_api(supervisor), tracked_pipeline(supervisor.pipeline) as tracked:
+    work = {stage.name for stage in plan.stages if stage.action is not Action.SKIP} - remote.keys()
+    commands = [str(stage.cmd) for stage in pipeline_stages(repo) if stage.name in work]
+    with (
+        warm_starts(supervisor, commands),
+        prefect_api(supervisor),
+        tracked_pipeline(supervisor.pipeline) as tracked,
+    ):
         supervisor.variables |= tracked.variables
         ended = _run(supervisor, request, plan, steps, terminal, started, remote)
         tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)

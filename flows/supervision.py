@@ -7,11 +7,12 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from flows.leftovers import end_leftovers
 from flows.settings import STATE, child_environment
+from flows.warm_child import WarmChild, WarmStarts
 from prefloop.files import write_json
 from tasks.support.locks import held, holder
 from tasks.support.process import end_group, identify, lifeline, watch_parent
@@ -24,6 +25,9 @@ class Stopped(Exception):
     """The run was asked to end; no further child is started."""
 
 
+Child = subprocess.Popen[str] | WarmChild
+
+
 class Supervisor:
     """Starts and ends the children of one run. Open it with `supervise`.
 
@@ -31,6 +35,7 @@ class Supervisor:
         pipeline: id of the run; children find it in PREFLOOP_PIPELINE_ID.
         variables: what every child finds in its environment besides.
         signal_number: the signal that asked the run to end, None while nothing did.
+        warm: starts stages that find their imports done; None while all start cold.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Supervisor:
         self.root = root
         self.pipeline = pipeline
         self.signal_number: int | None = None
+        self.warm: WarmStarts | None = None
         self.variables = {**lifeline_variables, "PREFLOOP_PIPELINE_ID": pipeline}
         self._records = root / STATE / "children"
         self._children: dict[int, str] = {}
@@ -73,7 +79,7 @@ class Supervisor:
             child = subprocess.Popen(
                 list(command),
                 cwd=folder or self.root,
-                env=child_environment({**self.variables, **(extra or {})}),
+                env=self._environment(extra),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output is not None else None,
@@ -85,11 +91,23 @@ class Supervisor:
             self._children[child.pid] = what
             if service:
                 self._services.add(child.pid)
-        if not service and self.signal_number is not None:
-            # It came between the look above and the child's name in the list.
-            os.killpg(child.pid, signal.SIGINT)
-        self._record(child.pid, what)
+        self._note(child.pid, what, service=service)
         return child
+
+    def _start_warm(
+        self, command: Sequence[str], what: str, folder: Path | None, extra: Mapping[str, str] | None
+    ) -> WarmChild | None:
+        if self.warm is None or self.signal_number is not None:
+            return None
+        child = self.warm.start(command, folder or self.root, self._environment(extra))
+        if child is not None:
+            with self._lock:
+                self._children[child.pid] = what
+            self._note(child.pid, what)
+        return child
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        return child_environment({**self.variables, **(extra or {})})
 
     def run(
         self,
@@ -105,7 +123,9 @@ class Supervisor:
         Raises:
             Stopped: the run was asked to end, before or meanwhile.
         """
-        child = self.start(command, what, folder=folder, extra=extra)
+        child: Child = self._start_warm(command, what, folder, extra) or self.start(
+            command, what, folder=folder, extra=extra
+        )
         try:
             assert child.stdout is not None
             for line in child.stdout:
@@ -117,7 +137,7 @@ class Supervisor:
             raise Stopped(what)
         return status
 
-    def finish(self, child: subprocess.Popen[str]) -> None:
+    def finish(self, child: Child) -> None:
         """Ends what is left of a child's group and forgets it."""
         end_group(child.pid, signal.SIGTERM, GRACE_SECONDS)
         child.wait()
@@ -144,7 +164,11 @@ class Supervisor:
             end_group(pid, signal.SIGINT, GRACE_SECONDS)
             (self._records / f"{pid}.json").unlink(missing_ok=True)
 
-    def _record(self, pid: int, what: str) -> None:
+    def _note(self, pid: int, what: str, *, service: bool = False) -> None:
+        """Records a child that is in the list, and asks it to end if the run was asked in between."""
+        if not service and self.signal_number is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGINT)
         process = identify(pid)
         if process is not None:
             write_json(

@@ -93,15 +93,23 @@ def sample_many(
     setting: Setting,
     progress: Callable[[int, int], None],
 ) -> list[Rollouts]:
-    """Several answers a prompt: `samples` rollouts over all prompts. `progress` hears (done, total)."""
+    """Several answers a prompt: `samples` rollouts over all prompts. `progress` hears (done, total) prompts.
+
+    All answers to a prompt are sampled together, so that it is read once for them.
+    """
     model, tokenizer = setting.load(folder)
     sampler = Sampler(model, tokenizer, setting.config.sampling, setting.environment.precision)
-    rounds = []
-    for number in range(samples):
-        rows = [(prompt.id, number) for prompt in prompts]
-        key = (setting.seed, "oracle")
-        rounds.append(sampler.sample(_texts(prompts), key, rows, batch_size=setting.config.batch_size))
-        progress(number + 1, samples)
+    rounds = [Rollouts() for _ in range(samples)]
+    at_once = max(setting.config.batch_size // samples, 1)
+    for start in range(0, len(prompts), at_once):
+        some = prompts[start : start + at_once]
+        keys = [(prompt.id, number) for number in range(samples) for prompt in some]
+        sampled = sampler.sample(
+            _texts(some) * samples, (setting.seed, "oracle"), keys, batch_size=setting.config.batch_size
+        )
+        for number, own in enumerate(rounds):
+            own.extend(sampled.part(number * len(some), (number + 1) * len(some)))
+        progress(start + len(some), len(prompts))
     return rounds
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Messages
 from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length
+from prefloop.rollout.drawing import draw_with_logprobs
+from prefloop.rollout.kv_cache import roomy_cache
 from prefloop.training.noise import Key, uniforms
 
 SAMPLED_AT_ONCE = 256
@@ -44,6 +46,10 @@ class Rollouts:
     def lengths(self) -> list[int]:
         """Tokens of each completion."""
         return [len(ids) for ids in self.completion_ids]
+
+    def part(self, start: int, end: int) -> Rollouts:
+        """Those from `start` to before `end`."""
+        return Rollouts(**{name: entries[start:end] for name, entries in vars(self).items()})
 
     def extend(self, other: Rollouts) -> None:
         self.prompt_ids += other.prompt_ids
@@ -141,38 +147,43 @@ class Sampler:
 
     @torch.no_grad()
     def _batch(self, prompts: list[list[int]], noise: Tensor) -> list[tuple[list[int], list[float], bool]]:
-        """Completions of left-padded prompts, their tokens' log-probs, and whether they ended.
+        """Completions of prompts, their tokens' log-probs, and whether they ended.
 
-        Rows that ended leave the batch once half of it has.
+        Prompts that are equal are read once: their rows begin as copies of one. Rows that ended leave once
+        they are an eighth of the batch.
         """
-        device = self.model.device
-        width = max(len(ids) for ids in prompts)
+        device, limit = self.model.device, self.config.max_new_tokens
+        different = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        source = torch.tensor([different[tuple(ids)] for ids in prompts], device=device)
+        width = max(map(len, different))
         pad = int(self.tokenizer.pad_token_id)
-        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device)
-        attention = torch.tensor(
-            [[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts], device=device
-        )
+        step_ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in different], device=device)
+        real = torch.ones((len(different), width + limit), dtype=torch.long, device=device)
+        for row, ids in enumerate(different):
+            real[row, : width - len(ids)] = 0
+        step_positions = positions(real[:, :width])
         stops = self.stops.to(device)
-        limit = self.config.max_new_tokens
         tokens = torch.full((len(prompts), limit), pad, dtype=torch.long, device=device)
         logprobs = torch.zeros((len(prompts), limit), dtype=torch.float64, device=device)
         lengths = torch.full((len(prompts),), limit, dtype=torch.long, device=device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        alive = torch.arange(len(prompts), device=device)  # rows still in the batch, in order
+        alive = torch.arange(len(prompts), device=device)  # the prompt of each row that is in the batch
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of those, not yet ended
-        cache = DynamicCache(config=self.model.config)
+        cache = roomy_cache(self.model, width + limit)
         noise = noise.to(device)
-        step_ids, step_positions = input_ids, positions(attention)
         for step in range(limit):
             with precision_context(self.precision, device.type):
                 logits = self.model(
                     input_ids=step_ids,
-                    attention_mask=attention.long(),
+                    attention_mask=real[:, : width + step],
                     position_ids=step_positions,
                     past_key_values=cache,
                     use_cache=True,
                     logits_to_keep=1,
                 ).logits[:, -1]
+            if step == 0 and len(different) < len(prompts):
+                logits, real, step_positions = logits[source], real[source], step_positions[source]
+                cache.batch_select_indices(source)
             chosen, drawn = draw_with_logprobs(logits.float(), noise[alive, step], self.config)
             tokens[alive[running], step] = chosen[running]
             logprobs[alive, step] = drawn
@@ -183,12 +194,11 @@ class Sampler:
             count = int(running.sum())
             if count == 0:
                 break
-            attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
             step_positions = step_positions[:, -1:] + 1
-            if count <= len(alive) // 2:
-                keep = running.nonzero().squeeze(-1)
+            if count <= len(alive) * 7 // 8:
+                keep = compacted(running, count)
                 cache.batch_select_indices(keep)
-                alive, attention, step_positions = alive[keep], attention[keep], step_positions[keep]
+                alive, real, step_positions = alive[keep], real[keep], step_positions[keep]
                 chosen, running = chosen[keep], running[keep]
             step_ids = chosen.unsqueeze(1)
         return [
@@ -199,33 +209,15 @@ class Sampler:
         ]
 
 
-def draw(logits: Tensor, noise: Tensor, config: SamplingConfig) -> Tensor:
-    """The tokens of `draw_with_logprobs`."""
-    return draw_with_logprobs(logits, noise, config)[0]
-
-
-def draw_with_logprobs(logits: Tensor, noise: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """Samples one token a row by inverting the distribution function at a uniform draw.
+def compacted(running: Tensor, count: int) -> Tensor:
+    """Which row comes to each of the first `count` places, so that few rows move.
 
     Args:
-        logits: (B, V) float32. noise: (B,) float64 in [0, 1).
+        running: (B,) bool, `count` times True.
 
     Returns:
-        Tokens (B,) int64; temperature 0 takes the most likely one. Their log-probs (B,) float64 at that
-        temperature, before the nucleus cuts; 0 at temperature 0.
+        (count,) int64: a running row in these places stays; the others are taken by running rows behind them.
     """
-    if config.temperature == 0:
-        return logits.argmax(dim=-1), torch.zeros_like(logits[:, 0], dtype=torch.float64)
-    whole = probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
-    if config.top_p < 1:
-        ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays while the mass before it is below top_p; the first always does.
-        outside = ordered.cumsum(dim=-1) - ordered >= config.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(
-            -1, indices, ordered.masked_fill(outside, 0.0)
-        )
-    cumulative = probabilities.cumsum(dim=-1)
-    target = noise.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
-    # The first index whose cumulative mass exceeds the target never has probability 0.
-    tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens.squeeze(-1), whole.gather(-1, tokens).log().squeeze(-1)
+    order = torch.arange(len(running), device=running.device)
+    order[:count][~running[:count]] = order[count:][running[count:]]
+    return order[:count]

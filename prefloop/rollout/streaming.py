@@ -11,7 +11,7 @@ from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Message
 from prefloop.models.forward import precision_context
 from prefloop.models.loading import context_length
-from prefloop.rollout.sampling import draw
+from prefloop.rollout.drawing import draw
 from prefloop.training.noise import Key, uniforms
 
 

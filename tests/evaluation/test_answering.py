@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from prefloop.files import write_json
 from prefloop.models.creating import create_model, train_tokenizer
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
-from prefloop.rollout.sampling import Rollouts
+from prefloop.rollout.sampling import Rollouts, Sampler
 from prefloop.training.environment import resolve
 from prefloop.world.build import evaluation
 from prefloop.world.facts import World
@@ -90,11 +91,20 @@ def test_a_prompts_answer_depends_on_its_id_and_on_no_other_prompt(models):
     assert sample_policies("dpo", models, ASKED, SETTING)[1].rollouts.texts == everyone
 
 
-def test_oracle_samples_differ_from_each_other_and_report_progress(models):
+def test_oracle_samples_are_those_of_each_round_alone_and_report_progress(models):
     heard: list[tuple[int, int]] = []
     rounds = sample_many(models / "sft", ASKED, 3, SETTING, lambda done, total: heard.append((done, total)))
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]  # three answers at once are one prompt's
     assert len({tuple(r.texts) for r in rounds}) == 3
+    wide = replace(SETTING, config=replace(SETTING.config, batch_size=64))
+    assert [r.texts for r in sample_many(models / "sft", ASKED, 3, wide, lambda *_: None)] == [
+        r.texts for r in rounds
+    ]
+    alone = Sampler(*SETTING.load(models / "sft"), SETTING.config.sampling)
+    for number, own in enumerate(rounds):
+        keys = [(prompt.id, number) for prompt in ASKED]
+        expected = alone.sample([prompt.prompt for prompt in ASKED], (SETTING.seed, "oracle"), keys)
+        assert own.completion_ids == expected.completion_ids
 
 
 def test_policies_of_other_vocabularies_have_no_kl(models, tmp_path):

@@ -13,8 +13,9 @@ from prefloop.config.ppo import PPOConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.errors import ConfigError
 from prefloop.objectives.importance import mismatch
+from prefloop.rollout.drawing import draw, draw_with_logprobs
 from prefloop.rollout.engine import Engine, make_engine
-from prefloop.rollout.sampling import Rollouts, Sampler, draw, draw_with_logprobs
+from prefloop.rollout.sampling import Rollouts, Sampler
 from prefloop.training.experience import behaviour_logprobs
 from prefloop.training.noise import uniforms
 from prefloop.training.passes import Passes, as_batch

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prefloop.config.rollout import SamplingConfig
 from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, token_logprobs
-from prefloop.rollout.sampling import Rollouts, Sampler, draw
+from prefloop.rollout.drawing import draw
+from prefloop.rollout.sampling import Rollouts, Sampler
 from prefloop.training.noise import uniforms
 from tests import tiny
 

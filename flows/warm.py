@@ -1,0 +1,86 @@
+"""Stages that find their imports done: the run's side of flows/warm_process.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows.settings import STATE
+from flows.supervision import Supervisor
+from flows.warm_child import WarmStarts
+from prefloop.errors import DataError
+from prefloop.files import read_json
+
+ENVIRONMENT = "runs/environment.json"
+SWITCH = "PREFLOOP_WARM"
+WORTHWHILE = 2
+"""Stages that have to start for it to pay."""
+
+MODULES = (
+    "dvc.cli",
+    "dvc.repo.reproduce",
+    "dvc.commands.repro",
+    "ruamel.yaml",
+    "pandas",
+    "torch",
+    "great_expectations.expectations.core",
+    "datasketch",
+    "torch._dynamo",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3",
+)
+"""In the order in which a pipeline wants them. None of our own: they may be edited while a run goes on."""
+
+
+@contextmanager
+def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[None]:
+    """Starts stages warm during the block, where that pays: several stages of ours, on a CPU.
+
+    A stage on a GPU takes minutes, and a driver that a library happened to wake does not survive a fork.
+    PREFLOOP_WARM=off switches it off.
+
+    Args:
+        commands: of the stages that may run.
+    """
+    ours = [command for command in commands if command.startswith("python -m tasks.")]
+    if len(ours) < WORTHWHILE or os.environ.get(SWITCH) == "off" or _device(supervisor.root) != "cpu":
+        yield
+        return
+    folder = Path(tempfile.mkdtemp(prefix="prefloop-warm-"))  # a socket's path has to be short
+    address = str(folder / "socket")
+    log = supervisor.root / STATE / "logs" / "warm.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as output:
+        child = supervisor.start(
+            [sys.executable, "-m", "flows.warm_process", address, *MODULES],
+            "warm process",
+            output=output.fileno(),
+            service=True,
+        )
+    supervisor.warm = WarmStarts(address)
+    try:
+        yield
+    finally:
+        supervisor.warm = None
+        with suppress(ProcessLookupError):
+            os.kill(
+                child.pid, signal.SIGKILL
+            )  # it holds nothing but memory, and its forks have sessions of their own
+        supervisor.finish(child)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _device(root: Path) -> str:
+    try:
+        return str(read_json(root / ENVIRONMENT).get("device"))
+    except (DataError, OSError, AttributeError):
+        return ""

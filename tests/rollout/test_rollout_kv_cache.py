@@ -1,0 +1,60 @@
+"""Keys and values written in place, against transformers' own cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from prefloop.rollout.kv_cache import RoomyLayer, roomy_cache
+from prefloop.rollout.sampling import compacted
+from tests import tiny
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 12), st.randoms(use_true_random=False)
+)
+@settings(max_examples=50, deadline=None)
+def test_it_holds_what_a_layer_that_copies_holds(pieces, room, random) -> None:
+    ours, theirs = RoomyLayer(room), DynamicCache().layer_class_to_replicate()
+    rows = 3
+    for piece in pieces:
+        keys, values = torch.randn(rows, 2, piece, 4), torch.randn(rows, 2, piece, 5)
+        for mine, other in zip(ours.update(keys, values), theirs.update(keys, values), strict=True):
+            assert torch.equal(mine, other)
+        rows = random.randint(1, 5)
+        order = torch.tensor([random.randrange(len(keys)) for _ in range(rows)])
+        ours.batch_select_indices(order)
+        theirs.batch_select_indices(order)
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+def test_within_its_room_nothing_is_copied() -> None:
+    layer = RoomyLayer(8)
+    first, _ = layer.update(torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 4))
+    later, _ = layer.update(torch.randn(2, 1, 5, 4), torch.randn(2, 1, 5, 4))
+    assert first.data_ptr() == later.data_ptr()
+    layer.batch_select_indices(torch.tensor([1]))
+    assert layer.keys.data_ptr() == first.data_ptr()
+
+
+@pytest.mark.parametrize(("kind", "roomy"), [("llama", 2), ("gemma3_text", 0)])
+def test_layers_with_a_window_stay_what_they_are(kind: str, roomy: int) -> None:
+    model = tiny.model(tiny.tokenizer(), kind=kind, layers=2)
+    if kind == "gemma3_text":
+        model.config.layer_types = ["sliding_attention"] * 2
+    layers = roomy_cache(model, 16).layers
+    assert sum(type(layer) is RoomyLayer for layer in layers) == roomy
+    assert len(layers) == 2
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
+def test_few_rows_move_and_none_that_runs_is_lost(running: list[bool]) -> None:
+    count = sum(running)
+    places = compacted(torch.tensor(running), count).tolist()
+    assert sorted(places) == [i for i, runs in enumerate(running) if runs]
+    assert all(places[i] == i for i in range(count) if running[i])
