@@ -72,9 +72,8 @@ class Curve:
         """What is not as theory says; a series too short for an exponent has none."""
         found = []
         if len(self.points) > 1 and self.measured > self.predicted + TOLERANCE:
-            found.append(
-                f"{self.name}: exponent {self.measured:.2f}, at most {self.predicted + TOLERANCE:.2f} expected"
-            )
+            most = self.predicted + TOLERANCE
+            found.append(f"{self.name}: exponent {self.measured:.2f}, at most {most:.2f} expected")
         if self.row_bytes and self.bytes_a_row > self.row_bytes / 2:
             found.append(
                 f"{self.name}: {self.bytes_a_row:.0f} bytes of memory a row that has {self.row_bytes:.0f}"

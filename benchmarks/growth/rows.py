@@ -136,9 +136,8 @@ def curves(sizes: Sequence[int], say: Callable[[str], None]) -> list[Curve]:
                 found = in_process_of_its_own(step, name)
                 point = Point(found["rows"], found["cpu"], found["wall"], found["rows"], found["peak"])
                 points[step].append(point)
-                say(
-                    f"{step}, {size:,} rows: {point.cpu:.1f} s of CPU, {point.wall:.1f} s, {point.peak:.0f} MiB"
-                )
+                cost = f"{point.cpu:.1f} s of CPU, {point.wall:.1f} s, {point.peak:.0f} MiB"
+                say(f"{step}, {size:,} rows: {cost}")
     return [
         Curve(
             step if step not in VALIDATED else f"validate {step}",
