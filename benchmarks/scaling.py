@@ -4,7 +4,8 @@
 
 Prints every point, and for each series the exponent of its processor time over its upper half (the slope of a
 line through the logarithms) beside that of the cost which theory predicts for the same sizes. Exits with 1
-where the measured one is more than 0.2 above, or where a further row costs memory of more than half its size.
+where the measured one is more than 0.2 above, or where, from 300,000 rows on, a further row costs memory of
+more than half its size.
 All series together take some minutes on one core; `rows --most 1000000` takes half an hour of processor time.
 
 A fixed part makes a cost grow more slowly than theory says, so an exponent below it is no failure. Processor

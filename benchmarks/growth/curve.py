@@ -9,6 +9,8 @@ from typing import Any
 
 TOLERANCE = 0.2
 """How far above theory's exponent a measured one may lie. Below it lies every cost with a fixed part."""
+SETTLED = 300_000
+"""Rows from which memory is judged: validation holds pieces of 100,000 rows, and grows until one is full."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Curve:
         if len(self.points) > 1 and self.measured > self.predicted + TOLERANCE:
             most = self.predicted + TOLERANCE
             found.append(f"{self.name}: exponent {self.measured:.2f}, at most {most:.2f} expected")
-        if self.row_bytes and self.bytes_a_row > self.row_bytes / 2:
+        settled = bool(self.row_bytes) and self.points[-1].size >= SETTLED
+        if settled and self.bytes_a_row > self.row_bytes / 2:
             found.append(
                 f"{self.name}: {self.bytes_a_row:.0f} bytes of memory a row that has {self.row_bytes:.0f}"
             )

@@ -16,15 +16,10 @@ from benchmarks.growth.stopwatch import Case, Stopwatch, points
 LINEAR = (1_000, 3_000, 10_000, 30_000)
 
 
-def curve(
-    power: float, *, fixed: float = 0.0, peaks: tuple[float, ...] = (), row_bytes: float = 0.0
-) -> Curve:
+def curve(power: float, *, fixed: float = 0.0) -> Curve:
     """Costs size ** power, where theory says linear."""
-    found = [
-        Point(size, fixed + 1e-6 * size**power, 1.0, size, peaks[i] if peaks else 0.0)
-        for i, size in enumerate(LINEAR)
-    ]
-    return Curve("sort", "rows", "linear", found, row_bytes)
+    found = [Point(size, fixed + 1e-6 * size**power, 1.0, size) for size in LINEAR]
+    return Curve("sort", "rows", "linear", found)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +62,14 @@ def test_a_quadratic_theory_allows_a_square():
     assert found.troubles == []
 
 
-@pytest.mark.parametrize(("peak", "fails"), [(310.0, True), (302.0, False)])
-def test_memory_of_more_than_half_a_row_fails(peak, fails):
-    found = curve(1.0, peaks=(300.0, 300.0, 300.0, peak), row_bytes=1000.0)
-    assert found.bytes_a_row == pytest.approx((peak - 300.0) * 2**20 / 20_000)
+@pytest.mark.parametrize(
+    ("peak", "most", "fails"), [(500.0, 1e6, True), (350.0, 1e6, False), (500.0, 2e5, False)]
+)
+def test_memory_of_more_than_half_a_row_fails_once_the_pieces_are_full(peak, most, fails):
+    found = Curve(
+        "s", "rows", "", [Point(1e5, 1, 1, 1e5, 300.0), Point(most, most / 1e5, 9, most, peak)], 400.0
+    )
+    assert found.bytes_a_row == pytest.approx((peak - 300.0) * 2**20 / (most - 1e5))
     assert bool(found.troubles) is fails
 
 
