@@ -3,7 +3,8 @@
     python -m benchmarks.pipeline [--stages 100] [--repeats 3] [--whole] [--strict] [--json FILE]
 
 1. A chain of N stages that do nothing (1, and --stages): `prefloop run` beside bare `dvc repro`, in turn.
-   What a further stage takes, less its own command run alone, is what Prefect, DVC and MLflow add to it.
+   From one stage's end to the next one's, less the stage's own command run alone, is what Prefect, DVC and
+   MLflow add to it.
 2. A run that has nothing to do: for both chains, and for the real dvc.yaml with stand-ins for its outputs.
    That no server starts for it is checked.
 3. With --whole: the real pipeline in a fresh clone, each stage's time from the run's own records, and the run
@@ -51,12 +52,13 @@ class Target:
         return f"{verdict}  {self.what}: {self.wall:.2f} s (CPU {self.cpu:.2f} s), target {self.limit:g} s"
 
 
-def added(one: Cost, many: Cost, stages: int, command: Cost) -> Cost:
-    """What surrounds each stage after the first, without the stage's own command."""
-    return Cost(
-        (many.wall - one.wall) / (stages - 1) - command.wall,
-        (many.cpu - one.cpu) / (stages - 1) - command.cpu,
-    )
+def added(one: Cost, many: Cost, spacing: float, stages: int, command: Cost) -> Cost:
+    """What surrounds each stage after the first, without the stage's own command.
+
+    Args:
+        one, many: runs of one stage and of `stages`. spacing: from a stage's end to the next one's (seconds).
+    """
+    return Cost(spacing - command.wall, (many.cpu - one.cpu) / (stages - 1) - command.cpu)
 
 
 def say(text: str) -> None:
@@ -67,16 +69,17 @@ def say(text: str) -> None:
 def chains(scratch: Path, stages: int, repeats: int) -> tuple[dict[str, Any], list[Target]]:
     """Overhead of a stage, and runs without work, of a chain of one and of many."""
     found: dict[str, Any] = {}
+    spacing: dict[str, float] = {}
     for count in (1, stages):
         folder = scratch / f"chain-{count}"
         make_chain(folder, count)
         say(f"{count} idle stages")
         timed(folder, ("flows.cli.main", "run"))  # makes databases and caches, once a workspace
-        found[f"run of {count}"] = forced(folder, repeats)
+        found[f"run of {count}"], spacing = forced(folder, count, repeats)
         found[f"no change of {count}"] = unchanged(folder, repeats)
     command = found["command alone"] = command_alone(scratch / "chain-1", repeats)
     extra = {
-        way: added(found["run of 1"][way], found[f"run of {stages}"][way], stages, command)
+        way: added(found["run of 1"][way], found[f"run of {stages}"][way], spacing[way], stages, command)
         for way in ("prefloop", "dvc")
     }
     found["added to a stage"] = extra

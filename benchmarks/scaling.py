@@ -43,8 +43,10 @@ def measured(series: str, most: int, rounds: int) -> list[Curve]:
 
         return rows.curves([size for size in ROWS if size <= most], say)
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     if series == "group":
         from benchmarks.growth import groups
 

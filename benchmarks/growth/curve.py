@@ -130,7 +130,7 @@ def tables(curves: Sequence[Curve]) -> str:
 def _verdict(curve: Curve) -> str:
     if curve.troubles:
         return "MISSED"
-    return "below: a fixed part" if curve.measured < curve.predicted - TOLERANCE else "as theory says"
+    return "below theory" if curve.measured < curve.predicted - TOLERANCE else "as theory says"
 
 
 def _scaled(seconds: float) -> str:

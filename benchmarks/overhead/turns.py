@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from benchmarks.workspaces import environment
+from prefloop.files import read_json
 
 PREFLOOP = ("flows.cli.main", "run", "--jobs", "1")
 DVC = ("dvc", "repro")
@@ -57,15 +60,34 @@ def in_turn(ways: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str, C
     return {name: median(costs) for name, costs in found.items()}
 
 
-def forced(folder: Path, repeats: int) -> dict[str, Cost]:
-    """Every stage of a workspace run: by prefloop, by bare DVC without tracking."""
-    return in_turn(
-        {
-            "prefloop": lambda: timed(folder, (*PREFLOOP, "--force")),
-            "dvc": lambda: timed(folder, (*DVC, "--force"), PREFLOOP_TRACKING="off"),
-        },
-        repeats,
-    )
+def forced(folder: Path, stages: int, repeats: int) -> tuple[dict[str, Cost], dict[str, float]]:
+    """Every stage of a chain run: by prefloop, by bare DVC without tracking; and what lay between two ends.
+
+    Returns:
+        By way: what a run cost, and `spacing` (NaN for a single stage); medians.
+    """
+    apart: dict[str, list[float]] = {"prefloop": [], "dvc": []}
+
+    def run(way: str, command: Sequence[str], **extra: str) -> Cost:
+        cost = timed(folder, (*command, "--force"), **extra)
+        apart[way].append(spacing(folder, stages))
+        return cost
+
+    ways = {
+        "prefloop": lambda: run("prefloop", PREFLOOP),
+        "dvc": lambda: run("dvc", DVC, PREFLOOP_TRACKING="off"),
+    }
+    costs = in_turn(ways, repeats)
+    return costs, {way: statistics.median(values) for way, values in apart.items()}
+
+
+def spacing(folder: Path, stages: int) -> float:
+    """From one stage's end to the next one's, on average over a chain, by their records (seconds)."""
+    if stages < 2:
+        return math.nan
+    ends = [read_json(folder / f"runs/idle{number}.json")["end"] for number in (1, stages)]
+    first, last = map(datetime.fromisoformat, ends)
+    return (last - first).total_seconds() / (stages - 1)
 
 
 def unchanged(folder: Path, repeats: int) -> dict[str, Cost]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import yaml
 
 from benchmarks.overhead.idle_pipeline import chain, make_chain, python
 from benchmarks.overhead.records import parents_of, stage_costs, table
-from benchmarks.overhead.turns import Cost, in_turn
+from benchmarks.overhead.turns import Cost, in_turn, spacing
 from benchmarks.pipeline import Target, added, costs_table
 from benchmarks.workspaces import environment
 
@@ -22,9 +23,18 @@ LOCK = {
 
 
 def test_what_is_added_to_a_stage_leaves_out_what_is_fixed_and_the_command():
-    # 9 further stages take 27 s, 3 s each, of which 1.25 s are the command's.
-    found = added(Cost(20.0, 12.0), Cost(47.0, 30.0), 10, Cost(1.25, 0.5))
+    # 9 further stages take 18 s of CPU, 2 s each, of which half a second is the command's.
+    found = added(Cost(20.0, 12.0), Cost(47.0, 30.0), 3.0, 10, Cost(1.25, 0.5))
     assert found == Cost(1.75, 1.5)
+
+
+def test_the_spacing_of_a_chain_is_that_of_its_ends(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for number, end in ((1, "10:00:20"), (2, "10:00:59"), (5, "10:01:30")):
+        record = {"end": f"2026-11-21T{end}+00:00"}
+        (tmp_path / f"runs/idle{number}.json").write_text(json.dumps(record))
+    assert spacing(tmp_path, 5) == 70 / 4
+    assert math.isnan(spacing(tmp_path, 1))
 
 
 @pytest.mark.parametrize(("wall", "word"), [(1.5, "met "), (1.51, "MISSED")])

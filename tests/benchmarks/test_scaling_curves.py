@@ -76,7 +76,7 @@ def test_memory_of_more_than_half_a_row_fails_once_the_pieces_are_full(peak, mos
 def test_the_tables_say_what_missed():
     lines = tables([curve(1.0), curve(0.5), curve(1.5)]).splitlines()
     verdicts = [line.split("|")[5].strip() for line in lines[lines.index("") + 3 :]]
-    assert verdicts == ["as theory says", "below: a fixed part", "MISSED"]
+    assert verdicts == ["as theory says", "below theory", "MISSED"]
 
 
 def test_the_operations_of_a_step_by_hand():
