@@ -28,11 +28,11 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.workspaces import ROOT, copy_project
 from prefloop.config.params import METHODS
 from prefloop.config.policies import overlaid
 from prefloop.config.read import read_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
 BEFORE = ("environment", "ingest")
 KINDS = ("text", "demonstrations", "preferences", "prompts", "evaluation", "unpaired")
 STAGES = ("base", "sft", "reward", *METHODS)
@@ -78,10 +78,7 @@ class Row:
 
 def make_workspace(folder: Path) -> None:
     """A copy of the project with small parameters, its data made and validated."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+    copy_project(folder)
     params = overlaid(read_yaml(ROOT / "params.yaml"), SIZES)
     params = overlaid(params, CHANGES)
     params["policies"] = {method: {method: {}} for method in METHODS}

@@ -18,6 +18,7 @@ from dvc.cli import main
 from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
+from flows.parameter_files import parse_once
 from prefloop.files import atomic_file
 
 
@@ -48,4 +49,5 @@ def _plain(value: Any) -> Any:
 
 if __name__ == "__main__":
     dvcfile.modify_yaml = modify
+    parse_once()
     sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from flows.history import past_seconds
+from flows.parameter_files import parse_once
 from flows.planning.code import CodeNow
 from flows.planning.contents import Content, Forecast, present, recoverable
 from flows.planning.expectations import expected_outputs
@@ -34,6 +35,7 @@ def open_repo(root: Path) -> Repo:
     """
     from dvc.exceptions import DvcException, NotDvcRepoError
 
+    parse_once()
     try:
         repo = Repo(str(root))
         repo.index.graph  # noqa: B018  (reads dvc.yaml and builds the graph now, not somewhere later)
