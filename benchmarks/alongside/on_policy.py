@@ -47,6 +47,12 @@ SECTION = {
 }
 """Keys of every row's section: two updates on each batch, so that ratios leave 1, and the KL counts."""
 
+KINDS: dict[str, type[PPOConfig | GRPOConfig | RLOOConfig]] = {
+    "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
+}
+
 
 def section(row: Row, steps: int) -> dict[str, Any]:
     """A row's whole section; `steps` counts optimiser steps, the section's own rollout batches."""
@@ -91,6 +97,13 @@ def draws(side: Side, tokenizer: PreTrainedTokenizerBase) -> list[Draw]:
         asked = [encoder.prompt(prompts[i]["prompt"], LONGEST) for i in indices]
         found.append(Draw(indices, asked, completions, scores))
     return found
+
+
+def prompts_in_order(side: Side) -> list[Any]:
+    """The prompts of every rollout batch, each once, one batch after the other."""
+    prompts, groups = side.material.conversations, int(side.section.get("group_size", 1))
+    order = Order(len(prompts), side.section["batch_size"] // groups, (SEED, side.row.method))
+    return [prompts[i]["prompt"] for step in range(side.section["steps"]) for i in order.step(step)]
 
 
 class Given:
@@ -154,12 +167,7 @@ def config_of(row: Row, section: dict[str, Any]) -> PPOConfig | GRPOConfig | RLO
     """A row's configuration of its whole section."""
     keys = dict(section)
     keys["sampling"] = SamplingConfig(max_new_tokens=LONGEST, temperature=keys.pop("temperature", 1.0))
-    kinds: dict[str, type[PPOConfig | GRPOConfig | RLOOConfig]] = {
-        "ppo": PPOConfig,
-        "grpo": GRPOConfig,
-        "rloo": RLOOConfig,
-    }
-    return kinds[row.method](**keys)
+    return KINDS[row.method](**keys)
 
 
 def _trainer(
