@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 
 class Clock:
-    """Seconds, by the clock on the wall and of processors that were `busy`; losses and norms of optimiser steps;
+    """Seconds of optimiser steps, on the wall and of processors that were `busy`; their losses and norms;
     tokens sampled; memory."""
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class Clock:
 
 def between(times: list[float]) -> list[float]:
     """The intervals from each to the next."""
-    return [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    return [later - sooner for sooner, later in pairwise(times)]
 
 
 def resident() -> float:

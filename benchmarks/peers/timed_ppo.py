@@ -30,16 +30,11 @@ def train(job: dict[str, Any]) -> Clock:
     judge, critic = (
         AutoModelForSequenceClassification.from_pretrained(job["reward"], num_labels=1) for _ in range(2)
     )
-    rows = Dataset.from_list(
-        [
-            {
-                "input_ids": tokenizer.apply_chat_template(
-                    prompt, add_generation_prompt=True, return_dict=False
-                )
-            }
-            for prompt in job["prompts"]
-        ]
-    )
+    encoded = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in job["prompts"]
+    ]
+    rows = Dataset.from_list([{"input_ids": ids} for ids in encoded])
     trainer = PPOTrainer(
         args=PPOConfig(
             **{**arguments(job), "max_steps": -1},

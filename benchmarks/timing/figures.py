@@ -135,11 +135,8 @@ class Result:
     @property
     def fails(self) -> str:
         """Why the row does not count; "" where it does."""
-        for name, side in (
-            ("prefloop", self.ours),
-            ("TRL tuned", self.tuned),
-            ("TRL as it comes", self.plain),
-        ):
+        names = "prefloop", "the tuned peer", "the peer as it comes"
+        for name, side in zip(names, (self.ours, self.tuned, self.plain), strict=True):
             if side.recordings and side.problem:
                 return f"{name}: {side.problem}"
             for one in side.recordings:

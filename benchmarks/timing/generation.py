@@ -82,16 +82,9 @@ class Sampled(Clock):
 
 
 def sides(
-    material: Material,
-    lengths: Lengths,
-    scratch: Path,
-    environment: Environment,
-    threads: int,
-    *,
-    plain: bool,
+    job: dict[str, Any], scratch: Path, threads: int, *, plain: bool
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """One process each, as `running.Runs`; the peer's is of the interpreter that this runs in."""
-    job = job_of(material, lengths, environment, scratch, threads)
     command = [sys.executable, "-m", "benchmarks.timing.ours"]
 
     def peer(tuned: bool) -> dict[str, Any]:

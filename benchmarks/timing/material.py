@@ -22,7 +22,7 @@ from prefloop.training.noise import generator
 
 
 def make(folder: Path, size: Size, lengths: Lengths, rows: int) -> Material:
-    """Writes a policy, float32, and a reward model on its trunk; `rows` conversations, no two prompts equal."""
+    """Writes a policy, float32, and a reward model on its trunk; gives `rows` conversations beside."""
     tokenizer = word_tokenizer(size.vocab_size, lengths.context)
     model = create_model(size.architecture(lengths.context), tokenizer, SEED)
     end_at_random(model, int(tokenizer.eos_token_id), 1 / lengths.completion[1])

@@ -56,9 +56,8 @@ def time_row(
     precision = asked.environment.precision
     if method == "generate":
         result = figures.Result(method, size.name, lengths.name, precision, 0)
-        sides = generation.sides(
-            material, lengths, scratch, asked.environment, asked.threads, plain=asked.plain
-        )
+        job = generation.job_of(material, lengths, asked.environment, scratch, asked.threads)
+        sides = generation.sides(job, scratch, asked.threads, plain=asked.plain)
     else:
         steps = asked.steps or size.steps_of(method)
         side = Side(
