@@ -48,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=0, help="of a training; 0 takes the size's own")
     parser.add_argument("--threads", type=int, default=environment.threads, help="of each process")
     parser.add_argument("--tuned-only", action="store_true", help="leave out TRL as it comes")
-    parser.add_argument("--no-check", action="store_true", help="no comparison on given rollouts (trials)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed, too")
     parser.add_argument("--json", type=Path, help="write everything that was recorded to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
@@ -64,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rounds,
         options.steps,
         plain=not options.tuned_only,
-        check=not options.no_check,
     )
     about = machine.about(environment, options.threads)
     results: list[Result] = []

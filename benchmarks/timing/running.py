@@ -33,7 +33,7 @@ class Asked:
     Attributes:
         environment: device and precision, as `compute.precision: auto` chooses them.
         threads: of every process. rounds: times that each side runs. steps: of a training; 0 is the size's.
-        plain: run TRL as it comes, too. check: compare on given rollouts where a method samples.
+        plain: run the peer as it comes, too.
     """
 
     environment: Environment
@@ -41,7 +41,6 @@ class Asked:
     rounds: int
     steps: int = 0
     plain: bool = True
-    check: bool = True
 
     @property
     def variables(self) -> dict[str, str]:
@@ -72,7 +71,7 @@ def time_row(
         result.tokens, result.flops = work.per_step(side)
         sides = trainings(side, lengths, asked)
     with weighed(result, asked):
-        if method in SAMPLING and asked.check:
+        if method in SAMPLING:
             result.compared, result.problem = on_given_rollouts(method, lengths, material, scratch)
         elif method != "generate" and precision != "fp32":
             result.compared, result.problem = in_float32(side, lengths, asked)
