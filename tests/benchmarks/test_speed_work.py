@@ -27,7 +27,7 @@ LENGTHS = Lengths("tiny", (2, 5, 12), (2, 6, 14), 8)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return material.make(tmp_path_factory.mktemp("speed"), SIZE, LENGTHS, 40)
+    return material.make(tmp_path_factory.mktemp("speed"), SIZE, LENGTHS, 48)
 
 
 def side(method: str, made: Material, scratch: Path, steps: int = 3) -> Side:
@@ -93,7 +93,7 @@ def test_conversations_have_lengths_within_their_bounds_and_prompts_of_their_own
     assert min(lengths["chosen"]) >= 2
     assert max(lengths["chosen"]) <= 14
     assert len(set(lengths["prompt"])) > 3
-    assert len({row["prompt"][0]["content"] for row in rows}) == len(rows) == 40
+    assert len({row["prompt"][0]["content"] for row in rows}) == len(rows) == 48
     assert rows == material.conversations(SIZE.vocab_size, LENGTHS, 40)
 
 
