@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.rollout import SamplingConfig
@@ -18,6 +18,8 @@ from prefloop.training.noise import Key, uniforms
 
 SAMPLED_AT_ONCE = 256
 """Completions that are sampled at once where nothing says otherwise."""
+BLOCK = 128
+"""Tokens of the vocabulary whose weights are summed before a draw looks for its token among them."""
 
 
 @dataclass
@@ -216,16 +218,44 @@ def draw_with_logprobs(logits: Tensor, noise: Tensor, config: SamplingConfig) ->
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1), torch.zeros_like(logits[:, 0], dtype=torch.float64)
-    whole = probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
-    if config.top_p < 1:
-        ordered, indices = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays while the mass before it is below top_p; the first always does.
-        outside = ordered.cumsum(dim=-1) - ordered >= config.top_p
-        probabilities = torch.zeros_like(probabilities).scatter(
-            -1, indices, ordered.masked_fill(outside, 0.0)
-        )
-    cumulative = probabilities.cumsum(dim=-1)
-    target = noise.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
-    # The first index whose cumulative mass exceeds the target never has probability 0.
-    tokens = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens.squeeze(-1), whole.gather(-1, tokens).log().squeeze(-1)
+    scaled = logits / config.temperature if config.temperature != 1 else logits
+    top = scaled.amax(dim=-1, keepdim=True)
+    weights = (scaled - top).exp_()  # float32: each within 1e-7 of what it should be; their sums are not
+    tokens = _inverted(_nucleus(weights, config.top_p) if config.top_p < 1 else weights, noise)
+    total = weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    return tokens.squeeze(-1), ((scaled - top).gather(-1, tokens).double() - total.log()).squeeze(-1)
+
+
+def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Weights (B, V) with 0 for what the nucleus leaves out."""
+    ordered, indices = weights.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1, dtype=torch.float64)
+    # A token stays while the mass before it is below top_p; the first always does.
+    outside = (before - ordered) >= top_p * before[:, -1:]
+    return torch.zeros_like(weights).scatter(-1, indices, ordered.masked_fill(outside, 0.0))
+
+
+def _inverted(weights: Tensor, noise: Tensor) -> Tensor:
+    """The first token whose cumulative weight exceeds the noise's share of all: (B, 1) int64.
+
+    First the block of tokens is found, then the token within it: sums of blocks are one pass over the
+    vocabulary, and cumulative sums in float64, which cost several, are taken of a block alone.
+
+    Args:
+        weights: (B, V) float32, at least 0; noise: (B,) float64 in [0, 1).
+    """
+    size = weights.shape[-1]
+    blocks = nn.functional.pad(weights, (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = noise.to(ends.dtype).unsqueeze(-1) * ends[:, -1:]
+    # An index whose cumulative weight is the first to exceed the target never has weight 0. (The product
+    # with a share just below 1 may round up to the whole.)
+    whole = ends[:, -1:].contiguous()
+    last = torch.searchsorted(ends, whole).clamp(max=ends.shape[-1] - 1)
+    block = torch.minimum(torch.searchsorted(ends, target, right=True), last)
+    start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    own = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)
+    own = own.cumsum(dim=-1, dtype=torch.float64)
+    # Within a block sums may round otherwise; what is left of the target stays below all of it.
+    place = torch.searchsorted(own, torch.minimum(target - start, own[:, -1:] * (1 - 2**-52)), right=True)
+    return (block * BLOCK + place).clamp(max=size - 1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prefloop.config.rollout import SamplingConfig
 from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, token_logprobs
-from prefloop.rollout.sampling import Rollouts, Sampler, draw
+from prefloop.rollout.sampling import BLOCK, Rollouts, Sampler, draw, draw_with_logprobs
 from prefloop.training.noise import uniforms
 from tests import tiny
 
@@ -174,6 +174,34 @@ def test_a_drawn_token_is_always_a_possible_one(logits: list[float], noise: floa
     ahead = probabilities[probabilities > probabilities[token]].sum().item()
     assert 0 <= token < len(logits)
     assert ahead < top_p + 1e-9
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("size", [5, BLOCK - 1, BLOCK, BLOCK + 1, 1000, 20 * BLOCK])
+def test_a_draw_by_blocks_is_the_draw_from_the_whole_vocabulary(size: int, temperature: float) -> None:
+    """Against cumulative sums over all tokens in float64."""
+    logits = 4 * torch.randn(400, size, generator=torch.Generator().manual_seed(size))
+    noise = uniforms((0, "blocks"), [(0,)], 400)[0]
+    tokens, logprobs = draw_with_logprobs(logits, noise, SamplingConfig(temperature=temperature))
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    ends = probabilities.cumsum(dim=-1)
+    below = torch.where(tokens > 0, ends.gather(-1, (tokens - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    # Rounding of float32 weights may move a border between tokens, by less than this.
+    assert bool((below - 1e-6 <= noise).all())
+    assert bool((noise <= ends.gather(-1, tokens[:, None])[:, 0] + 1e-6).all())
+    expected = probabilities.gather(-1, tokens[:, None])[:, 0].log()
+    assert torch.allclose(logprobs, expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("possible", [[0], [BLOCK - 1], [BLOCK], [3 * BLOCK - 1], [7, BLOCK + 7, 2 * BLOCK]])
+def test_blocks_without_any_weight_are_passed_over(possible: list[int], noise: float) -> None:
+    logits = torch.full((2, 3 * BLOCK), -torch.inf)
+    logits[:, possible] = torch.tensor([0.1 * n for n in range(len(possible))])
+    drawn = draw(logits, torch.tensor([noise, noise], dtype=torch.float64), SamplingConfig())
+    assert set(drawn.tolist()) <= set(possible)
+    assert noise != 0.0 or drawn.tolist() == [possible[0]] * 2
+    assert noise < 0.9 or drawn.tolist() == [possible[-1]] * 2
 
 
 def test_positions_count_from_the_first_real_token() -> None:
