@@ -117,7 +117,8 @@ class Given:
         assert list(dict.fromkeys(given.indices)) == list(indices), "the order of prompts differs"
         texts = [str(i) for i in range(len(given.scores))]
         ended = [True] * len(texts)
-        rollouts = Rollouts(given.prompts, given.completions, texts, ended)
+        unsaid = [[0.0] * len(ids) for ids in given.completions]  # no engine drew them
+        rollouts = Rollouts(given.prompts, given.completions, texts, ended, unsaid)
         return Scored(given.indices, rollouts, torch.tensor(given.scores), {})
 
 
