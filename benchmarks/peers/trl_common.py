@@ -33,7 +33,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": update // rows,
         "max_steps": job["steps"],
         "bf16": False,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": not (job.get("timed") and torch.cuda.is_available()),
         "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",

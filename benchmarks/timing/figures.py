@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alongside.table import TOLERANCE, relative
-from benchmarks.timing.sizes import WARM_UP
+from benchmarks.timing.sizes import GPU_SIZES, WARM_UP
 
 BF16_TOLERANCE = 2e-2
 """Losses computed in bf16 are compared to this; to `TOLERANCE` in float32, where they are computed so."""
@@ -181,7 +181,7 @@ class Result:
         wanted = UTILISATION.get((self.method, self.size))
         if wanted and not self.utilisation >= wanted:
             found.append(f"below {wanted:.0%} of GEMM")
-        if self.bytes_read and self.bandwidth == self.bandwidth and self.precision == "bf16":
+        if self.bytes_read and self.size in GPU_SIZES:
             share = self.bytes_read / self.ours.spread().median / self.bandwidth
             if share < 0.6:
                 found.append(f"{share:.0%} of bandwidth, below 60 %")

@@ -33,10 +33,8 @@ def job_of(
 ) -> dict[str, Any]:
     """What either side needs. The peer is given the tokens of the prompts, which are not timed."""
     prompts = [row["prompt"] for row in material.conversations[:RESPONSES]]
-    _, tokenizer = load_policy(material.policy)
     room = lengths.completion[2]
-    config = SamplingConfig(max_new_tokens=room)
-    encoder = Sampler(load_policy(material.policy)[0], tokenizer, config).encoder
+    encoder = Sampler(*load_policy(material.policy), SamplingConfig(max_new_tokens=room)).encoder
     return {
         "name": "generate",
         "method": "generate",
@@ -99,19 +97,16 @@ def sides(
 
 
 @torch.no_grad()
-def conclude(result: Result, material: Material) -> None:
+def conclude(result: Result, job: dict[str, Any], device: str) -> None:
     """Whether all sides sampled from one distribution, and what decoding had to read."""
-    model, tokenizer = load_policy(material.policy)
-    prompts = [row["prompt"] for row in material.conversations[:RESPONSES]]
-    encoder = Sampler(model, tokenizer, SamplingConfig(max_new_tokens=1)).encoder
-    tokens = [encoder.prompt(prompt, 0) for prompt in prompts]
+    model, tokenizer = load_policy(job["policy"], device=device)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in ("ours", "tuned", "plain"):
         for recording in getattr(result, name).recordings[:1]:
             completions = recording["completions"]
-            rollouts = Rollouts(tokens, completions)
-            batch = as_batch(rollouts, int(tokenizer.pad_token_id))
-            sums = Passes("cpu", "fp32", 1.0).whole(model, batch).sum(dim=-1).tolist()
+            rollouts = Rollouts(job["tokens"], completions)
+            batch = as_batch(rollouts, int(tokenizer.pad_token_id)).to(device)
+            sums = Passes(device, "fp32", 1.0).whole(model, batch).sum(dim=-1).tolist()
             found[name] = [float(len(ids)) for ids in completions], sums
             if name == "ours":
                 said = [sum(row) for row in recording["logprobs"]]

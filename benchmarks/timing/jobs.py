@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from benchmarks.alongside import offline, on_policy
 from benchmarks.alongside.rows import GRPO
 from benchmarks.alongside.rows import ROWS as COMPARED
@@ -60,7 +62,7 @@ def peer_arguments(method: str, rows: int, precision: str, *, tuned: bool) -> di
         "gradient_checkpointing": not tuned,
     }
     if tuned:
-        given["dataloader_pin_memory"] = precision == "bf16" and _on_gpu()
+        given["dataloader_pin_memory"] = torch.cuda.is_available()
         if method in ("dpo", "kto"):
             given |= {"precompute_ref_log_probs": True, "precompute_ref_batch_size": rows}
     return given | (GRPO if method == "grpo" else {})
@@ -99,9 +101,3 @@ def compared(method: str, lengths: Lengths) -> Row:
         row.why,
         row.scale,
     )
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alongside import offline
-from benchmarks.alongside.material import SEED, Material
+from benchmarks.alongside.material import Material
 from benchmarks.alongside.side import Side
 from benchmarks.alongside.table import Row
 from benchmarks.peers.clock import Clock
@@ -58,7 +58,6 @@ def job_of(side: Side, threads: int, longest: int) -> dict[str, Any]:
         "precision": side.precision,
         "threads": threads,
         "longest": longest,
-        "seed": SEED,
     }
 
 

@@ -89,7 +89,7 @@ def time_row(
                 timed.recordings.append(recording)
                 print(f"  round {number + 1}: {name}", file=sys.stderr, flush=True)
         if method == "generate" and not result.fails:
-            generation.conclude(result, material)
+            generation.conclude(result, job, asked.environment.device)
     return result
 
 
