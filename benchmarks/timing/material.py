@@ -20,6 +20,10 @@ from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
 from prefloop.training.noise import generator
 
+READING = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
+WRITING = ("o_proj.weight", "down_proj.weight")
+"""Matrices of a block whose input, or output, is the residual stream."""
+
 
 def make(folder: Path, size: Size, lengths: Lengths, rows: int) -> Material:
     """Writes a policy, float32, and a reward model on its trunk; gives `rows` conversations beside."""
@@ -85,12 +89,17 @@ def conversations(vocab_size: int, lengths: Lengths, rows: int) -> list[dict[str
 def end_at_random(model: PreTrainedModel, end: int, chance: float) -> None:
     """Changes a random model so that each token ends the text with about `chance`: lengths are geometric.
 
-    One dimension of the residual stream is made the same for every token; the end token's row of the head
-    reads it. Input and output embeddings may be tied.
+    One dimension of the residual stream is made the same for every token, no block reads or writes it, and
+    the end token's row of the head reads it. Input and output embeddings may be tied.
     """
     model.eval()
+    for name, weight in model.named_parameters():
+        if name.endswith(WRITING):
+            weight[0] = 0.0
+        elif name.endswith(READING):
+            weight[:, 0] = 0.0
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    embedding[:, 0] = 0.02 * embedding.shape[1] ** 0.5
+    embedding[:, 0] = 0.1 * embedding.shape[1] ** 0.5
     seen = torch.from_numpy(generator((SEED, "end")).integers(0, len(embedding), (8, 32)))
     hidden = hidden_states(model, seen, torch.ones_like(seen, dtype=torch.bool)).flatten(0, 1)
     logits = hidden @ head.T
