@@ -94,7 +94,7 @@ def test_conversations_have_lengths_within_their_bounds_and_prompts_of_their_own
     assert max(lengths["chosen"]) <= 14
     assert len(set(lengths["prompt"])) > 3
     assert len({row["prompt"][0]["content"] for row in rows}) == len(rows) == 48
-    assert rows == material.conversations(SIZE.vocab_size, LENGTHS, 40)
+    assert rows == material.conversations(SIZE.vocab_size, LENGTHS, 48)
 
 
 def test_the_model_ends_a_text_with_the_chance_it_was_given(made: Material) -> None:
