@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,46 @@ def environment(package: str, version: str) -> Path:
     return python
 
 
-def ask(python: Path, script: str, jobs: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+def ask(
+    python: Path,
+    script: str,
+    jobs: list[dict[str, Any]],
+    scratch: Path,
+    *,
+    threads: int = 1,
+    **variables: str,
+) -> dict[str, Any]:
     """Runs a script of benchmarks/peers on jobs; returns its versions and one answer a job.
 
     Neither the working folder nor PYTHONPATH is on its path: it cannot import prefloop.
 
+    Args:
+        threads: that it computes with. variables: of its environment, besides.
+
     Raises:
         RuntimeError: the script failed as a whole.
     """
-    source, target = scratch / f"{script}.jobs.json", scratch / f"{script}.answers.json"
+    command = [str(python), "-E", "-s", str(PEERS / f"{script}.py")]
+    return answers(command, script, jobs, scratch, scratch, threads, variables)
+
+
+def answers(
+    command: list[str],
+    name: str,
+    jobs: list[dict[str, Any]],
+    scratch: Path,
+    folder: Path,
+    threads: int,
+    variables: Mapping[str, str],
+) -> dict[str, Any]:
+    """What a process in `folder` writes of jobs; its arguments are the two files, for jobs and answers.
+
+    Raises:
+        RuntimeError: it failed as a whole.
+    """
+    source, target = scratch / f"{name}.jobs.json", scratch / f"{name}.answers.json"
     source.write_text(json.dumps(jobs), encoding="utf-8")
+    target.unlink(missing_ok=True)
     settings = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -56,13 +87,14 @@ def ask(python: Path, script: str, jobs: list[dict[str, Any]], scratch: Path) ->
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
+        **variables,
     }
-    command = [str(python), "-E", "-s", str(PEERS / f"{script}.py"), str(source), str(target)]
-    with (scratch / f"{script}.log").open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, cwd=scratch, env=settings, stdout=log, stderr=subprocess.STDOUT)
+    whole = [*command, str(source), str(target)]
+    with (scratch / f"{name}.log").open("w", encoding="utf-8") as log:
+        done = subprocess.run(whole, cwd=folder, env=settings, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode or not target.exists():
-        tail = (scratch / f"{script}.log").read_text(encoding="utf-8")[-2000:]
-        raise RuntimeError(f"{script} ended with {done.returncode}:\n{tail}")
-    answers: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    return answers
+        tail = (scratch / f"{name}.log").read_text(encoding="utf-8")[-2000:]
+        raise RuntimeError(f"{name} ended with {done.returncode}:\n{tail}")
+    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.alongside.material import SEED, Material
 from benchmarks.alongside.side import Side
 from benchmarks.alongside.table import Row
-from benchmarks.peers.recording import Recording
+from benchmarks.peers.recording import Noting, Recording
 from prefloop.config.dpo import DPOConfig
 from prefloop.config.kto import KTOConfig
 from prefloop.config.orpo import ORPOConfig
@@ -67,7 +67,7 @@ CONFIGS: dict[str, Any] = {
 class Reporting(Silent):
     """A recorder that ends a recording's step with each of the trainer's."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Noting) -> None:
         super().__init__()
         self.recording = recording
 
@@ -76,9 +76,9 @@ class Reporting(Silent):
         self.recording.step(values["grad_norm"])
 
 
-def run(side: Side) -> Recording:
-    """Trains and returns what was recorded."""
-    recording = Recording()
+def run(side: Side, recording: Noting | None = None) -> Noting:
+    """Trains and returns what was recorded, by default all that a comparison looks at."""
+    recording = recording or Recording()
     trainings = {
         "sft": _sft,
         "dpo": _dpo,
@@ -91,26 +91,26 @@ def run(side: Side) -> Recording:
     return recording
 
 
-def _sft(side: Side, recording: Recording) -> None:
-    model, tokenizer = load_policy(side.material.policy)
+def _sft(side: Side, recording: Noting) -> None:
+    model, tokenizer = load_policy(side.material.policy, device=side.device)
     shown = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in side.material.conversations]
     rows, _ = encode_demonstrations(shown, tokenizer, side.section["max_length"])
     with recording.watching(model):
         finetune(model, tokenizer, rows, SFTConfig(**side.section), **_run(side, recording))
 
 
-def _dpo(side: Side, recording: Recording) -> None:
+def _dpo(side: Side, recording: Noting) -> None:
     config = DPOConfig(**side.section)
-    model, tokenizer = load_policy(side.material.policy)
+    model, tokenizer = load_policy(side.material.policy, device=side.device)
     comparisons, _ = encode_comparisons(_rankings(side), tokenizer, config)
-    reference = reference_logprobs(model, tokenizer, comparisons, "fp32")
+    reference = reference_logprobs(model, tokenizer, comparisons, side.precision)
     with recording.watching(model):
         fit_dpo(model, tokenizer, comparisons, reference, config, **_run(side, recording))
 
 
-def _without_reference(side: Side, recording: Recording) -> None:
+def _without_reference(side: Side, recording: Noting) -> None:
     config = CONFIGS[side.row.method](**side.section)
-    model, tokenizer = load_policy(side.material.policy)
+    model, tokenizer = load_policy(side.material.policy, device=side.device)
     comparisons, _ = encode_comparisons(_rankings(side), tokenizer, config)
     method = side.row.method
     part = orpo_part(config) if method == "orpo" else simpo_part(config)
@@ -118,9 +118,9 @@ def _without_reference(side: Side, recording: Recording) -> None:
         fit_comparisons(model, tokenizer, comparisons, part, config, method, **_run(side, recording))
 
 
-def _reward(side: Side, recording: Recording) -> None:
+def _reward(side: Side, recording: Noting) -> None:
     config = RewardConfig(**side.section)
-    model = RewardModel.load(side.material.reward)
+    model = RewardModel.load(side.material.reward, device=side.device, precision=side.precision)
     rows = encode_rankings(model, _rankings(side), config.max_length)
     run = _run(side, recording)
     del run["precision"]
@@ -128,12 +128,12 @@ def _reward(side: Side, recording: Recording) -> None:
         fit_reward_model(model, rows, config, **run)
 
 
-def _kto(side: Side, recording: Recording) -> None:
+def _kto(side: Side, recording: Noting) -> None:
     config = KTOConfig(**side.section)
-    model, tokenizer = load_policy(side.material.policy)
+    model, tokenizer = load_policy(side.material.policy, device=side.device)
     rows, _ = encode_unpaired(unpaired(side.material), tokenizer, config)
     steps = training_steps(rows, config, seed=SEED)
-    reference = kto_reference(model, tokenizer, rows, steps, "fp32")
+    reference = kto_reference(model, tokenizer, rows, steps, side.precision)
     with recording.watching(model):
         fit_kto(model, tokenizer, rows, steps, reference, config, **_run(side, recording))
 
@@ -151,10 +151,10 @@ def _rankings(side: Side) -> list[Ranking]:
     ]
 
 
-def _run(side: Side, recording: Recording) -> dict[str, Any]:
+def _run(side: Side, recording: Noting) -> dict[str, Any]:
     return {
         "seed": SEED,
-        "precision": "fp32",
+        "precision": side.precision,
         "checkpoints": Checkpoints(side.scratch / "checkpoints", 1e9),
         "recorder": Reporting(recording),
     }

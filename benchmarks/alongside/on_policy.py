@@ -47,6 +47,12 @@ SECTION = {
 }
 """Keys of every row's section: two updates on each batch, so that ratios leave 1, and the KL counts."""
 
+KINDS: dict[str, type[PPOConfig | GRPOConfig | RLOOConfig]] = {
+    "ppo": PPOConfig,
+    "grpo": GRPOConfig,
+    "rloo": RLOOConfig,
+}
+
 
 def section(row: Row, steps: int) -> dict[str, Any]:
     """A row's whole section; `steps` counts optimiser steps, the section's own rollout batches."""
@@ -93,6 +99,13 @@ def draws(side: Side, tokenizer: PreTrainedTokenizerBase) -> list[Draw]:
     return found
 
 
+def prompts_in_order(side: Side) -> list[Any]:
+    """The prompts of every rollout batch, each once, one batch after the other."""
+    prompts, groups = side.material.conversations, int(side.section.get("group_size", 1))
+    order = Order(len(prompts), side.section["batch_size"] // groups, (SEED, side.row.method))
+    return [prompts[i]["prompt"] for step in range(side.section["steps"]) for i in order.step(step)]
+
+
 class Given:
     """Stands in for a trainer's collector: its completions and scores are `draws`."""
 
@@ -104,7 +117,8 @@ class Given:
         assert list(dict.fromkeys(given.indices)) == list(indices), "the order of prompts differs"
         texts = [str(i) for i in range(len(given.scores))]
         ended = [True] * len(texts)
-        rollouts = Rollouts(given.prompts, given.completions, texts, ended)
+        unsaid = [[0.0] * len(ids) for ids in given.completions]  # no engine drew them
+        rollouts = Rollouts(given.prompts, given.completions, texts, ended, unsaid)
         return Scored(given.indices, rollouts, torch.tensor(given.scores), {})
 
 
@@ -154,12 +168,7 @@ def config_of(row: Row, section: dict[str, Any]) -> PPOConfig | GRPOConfig | RLO
     """A row's configuration of its whole section."""
     keys = dict(section)
     keys["sampling"] = SamplingConfig(max_new_tokens=LONGEST, temperature=keys.pop("temperature", 1.0))
-    kinds: dict[str, type[PPOConfig | GRPOConfig | RLOOConfig]] = {
-        "ppo": PPOConfig,
-        "grpo": GRPOConfig,
-        "rloo": RLOOConfig,
-    }
-    return kinds[row.method](**keys)
+    return KINDS[row.method](**keys)
 
 
 def _trainer(

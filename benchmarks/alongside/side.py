@@ -17,9 +17,12 @@ class Side:
     Attributes:
         scratch: a folder of its own.
         section: the whole section of prefloop's configuration.
+        precision: "fp32" or "bf16". device: "cpu" or "cuda".
     """
 
     row: Row
     material: Material
     scratch: Path
     section: dict[str, Any]
+    precision: str = "fp32"
+    device: str = "cpu"

@@ -8,12 +8,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Noting(Protocol):
+    """What a training is watched by: a `Recording`, or a `clock.Clock`."""
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """For the length of the training."""
+
+    def add(self, loss: Tensor | float) -> None:
+        """Takes what a micro-batch adds to its step's loss."""
+
+    def step(self, norm: Tensor | float) -> None:
+        """Ends an optimiser step, whose gradient has this global norm before clipping."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was noted, for JSON."""
 
 
 class Recording:
@@ -75,7 +91,7 @@ def sequences_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [ids[looks[t]].tolist() for t in last.nonzero().flatten().tolist()]
 
 
-def answer_jobs(train: Callable[[dict[str, Any]], Recording], versions: dict[str, str]) -> None:
+def answer_jobs(train: Callable[[dict[str, Any]], Noting], versions: dict[str, str]) -> None:
     """A peer script's main: reads jobs from the file named first, writes what `train` recorded to the second.
 
     A job that fails is reported with its error, so that one does not hide the others.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import transformers
 import trl
-from recording import Recording
+from clock import Clock
+from recording import Noting, Recording
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 VERSIONS = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
@@ -32,7 +33,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": update // rows,
         "max_steps": job["steps"],
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": not (job.get("timed") and torch.cuda.is_available()),
         "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",
@@ -53,7 +54,7 @@ def load(job: dict[str, Any]) -> tuple[Any, Any]:
 class Recorded:
     """Before a trainer's class: what it does goes to `recording`."""
 
-    recording: Recording
+    recording: Noting
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -66,9 +67,14 @@ class Recorded:
         return norm
 
 
-def record(trainer: Any) -> Recording:
+def recording_of(job: dict[str, Any]) -> Noting:
+    """What watches the job's training: a clock if it is timed."""
+    return Clock() if job.get("timed") else Recording()
+
+
+def record(trainer: Any, recording: Noting) -> Noting:
     """Trains and returns what was recorded."""
-    trainer.recording = Recording()
+    trainer.recording = recording
     with trainer.recording.watching(trainer.model):
         trainer.train()
     return trainer.recording

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from recording import Recording, answer_jobs
+from recording import Noting, answer_jobs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import (
     DPOConfig,
@@ -20,7 +20,7 @@ from trl import (
 )
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-from trl_common import VERSIONS, Recorded, arguments, load, record
+from trl_common import VERSIONS, Recorded, arguments, load, record, recording_of
 
 
 class CompletionNLL:
@@ -42,9 +42,9 @@ TRAINERS: dict[str, tuple[type, type]] = {
 CHANGES: dict[str, type] = {"completion_nll": CompletionNLL}
 
 
-def train(job: dict[str, Any]) -> Recording:
+def train(job: dict[str, Any]) -> Noting:
     """Trains on the job's rows, which stand in the order of their steps."""
-    method = job["method"]
+    recording, method = recording_of(job), job["method"]
     kind, config = TRAINERS[method]
     changes = [CHANGES[name] for name in job["options"] if name in CHANGES]
     if method == "reward":
@@ -54,7 +54,9 @@ def train(job: dict[str, Any]) -> Recording:
         tokenizer: Any = AutoTokenizer.from_pretrained(job["model"])
     else:
         model, tokenizer = load(job)
-    reference = {"ref_model": load(job)[0]} if method in ("dpo", "kto") else {}
+    # A timed trainer gets its reference as its users do, by making it.
+    given = method in ("dpo", "kto") and not job.get("timed")
+    reference = {"ref_model": load(job)[0]} if given else {}
     trainer = type("Trainer", (Recorded, *changes, kind), {})(
         model=model,
         args=config(**arguments(job), max_length=None if method not in ("orpo", "simpo") else 128),
@@ -62,7 +64,7 @@ def train(job: dict[str, Any]) -> Recording:
         processing_class=tokenizer,
         **reference,
     )
-    return record(trainer)
+    return record(trainer, recording)
 
 
 if __name__ == "__main__":

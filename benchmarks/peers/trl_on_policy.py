@@ -8,7 +8,7 @@ import torch
 import trl.trainer.grpo_trainer
 import trl.trainer.rloo_trainer
 from datasets import Dataset
-from recording import Recording, answer_jobs
+from recording import Noting, Recording, answer_jobs
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl_common import VERSIONS, Recorded, arguments, load, record
 
@@ -32,7 +32,7 @@ class Given(Recorded):
         return given["scores"]
 
 
-def train(job: dict[str, Any]) -> Recording:
+def train(job: dict[str, Any]) -> Noting:
     """Trains on the job's rollout batches."""
     section = job["section"]
     model, tokenizer = load(job)
@@ -68,7 +68,7 @@ def train(job: dict[str, Any]) -> Recording:
 
     for module in (trl.trainer.grpo_trainer, trl.trainer.rloo_trainer):
         module.shuffle_sequence_dict = shuffled
-    return record(trainer)
+    return record(trainer, Recording())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefloop.config.rollout import SamplingConfig
-from prefloop.rollout.drawing import draw, draw_with_logprobs
+from prefloop.rollout.drawing import BLOCK, draw, draw_with_logprobs
 
 
 @given(
@@ -57,3 +57,14 @@ def test_the_ends_of_the_range_draw_the_first_and_last_tokens_with_mass() -> Non
 def test_nan_is_no_index_out_of_range() -> None:
     logits = torch.full((1, 70), torch.nan)
     assert 0 <= int(draw(logits, torch.tensor([0.5], dtype=torch.float64), SamplingConfig())) < 70
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("possible", [[0], [BLOCK - 1], [BLOCK], [3 * BLOCK - 1], [7, BLOCK + 7, 2 * BLOCK]])
+def test_blocks_without_any_weight_are_passed_over(possible: list[int], noise: float) -> None:
+    logits = torch.full((2, 3 * BLOCK), -torch.inf)
+    logits[:, possible] = torch.tensor([0.1 * n for n in range(len(possible))])
+    drawn = draw(logits, torch.tensor([noise, noise], dtype=torch.float64), SamplingConfig())
+    assert set(drawn.tolist()) <= set(possible)
+    assert noise != 0.0 or drawn.tolist() == [possible[0]] * 2
+    assert noise < 0.9 or drawn.tolist() == [possible[-1]] * 2

@@ -1,0 +1,1 @@
+"""prefloop and its peers timed side by side: sizes, material, processes, figures, targets."""
