@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def test_a_signal_to_the_group_reaches_the_stage(start: Start) -> None:
     code, output = ended(child)
     assert code != 0
     assert f"stopped by {signal.SIGINT}" in output
-    assert "exited with 130" in output
+    assert re.search(r"exited with (130|-2)\b", output)  # the shell waits for its command, or becomes it
 
 
 @pytest.mark.parametrize("victim", ["leader", "stand-in", "stage"])
@@ -157,7 +158,7 @@ def test_kill_9_of_one_ends_all(start: Start, victim: str) -> None:
     os.kill({"leader": child.pid, "stand-in": stand_in.pid, "stage": probe["pid"]}[victim], signal.SIGKILL)
     code, output = ended(child)
     assert code != 0
-    assert victim != "stage" or "exited with -9" in output
+    assert victim != "stage" or re.search(r"exited with (137|-9)\b", output)
     assert identify(probe["pid"]) is None
 
 
