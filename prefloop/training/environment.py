@@ -110,7 +110,7 @@ def apply(environment: Environment, threads: int = 0) -> None:
     torch.set_num_threads(threads or environment.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # What it does besides, filling memory before its first use, shows reads of unset values and costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
