@@ -31,7 +31,7 @@ from flows.settings import apply, child_environment
 from flows.stage_run import DVC_CHATTER
 from flows.warm import MODULES
 from flows.warm_child import WarmChild, WarmStarts
-from tasks.support.closure import stage_module
+from tasks.support.code import stage_module
 from tasks.support.process import end_group, group_members, lifeline
 
 STAGES = "ingest,validate@preferences,sft,reward,ppo@ppo,evaluate@ppo,report"

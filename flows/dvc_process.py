@@ -1,7 +1,7 @@
-"""`python -m flows.dvc_process ARGUMENTS`: DVC's command line, which writes dvc.lock in a fifth of the time.
+"""`python -m flows.dvc_process ARGUMENTS`: DVC's command line, with quicker ways to read and write YAML.
 
-At each stage's end DVC reads and writes all of dvc.lock in pure Python, so that comments would survive: half
-of all that it does for a stage, and there are none. Here libyaml does it. The content is the same; so are the
+At each stage's end DVC reads and writes all of dvc.lock in pure Python, so that comments would survive; there
+are none. Here libyaml does it. The content is the same; so are the
 bytes, but for null, which DVC leaves out, and where it breaks scalars longer than a line.
 """
 

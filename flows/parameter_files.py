@@ -1,7 +1,6 @@
 """Parameter files that DVC reads, parsed once as long as they stand unchanged.
 
-DVC parses the whole file for each stage that names a key of it, and each time it asks again: 56 times in a
-plan of 22 stages, where three do, which took two fifths of its processor time (1.4 s, now 0.8 s).
+DVC parses the whole file for each stage that names a key of it, and each time it asks again.
 """
 
 from __future__ import annotations

@@ -71,10 +71,9 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
         yield
     finally:
         supervisor.warm = None
+        # It holds nothing but memory, and its forks have sessions of their own.
         with suppress(ProcessLookupError):
-            os.kill(
-                child.pid, signal.SIGKILL
-            )  # it holds nothing but memory, and its forks have sessions of their own
+            os.kill(child.pid, signal.SIGKILL)
         supervisor.finish(child)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.alongside.material import SEED, Material
 from benchmarks.timing.sizes import Lengths, Size
-from prefloop.data.default_templates import END, PAD, ROLE_TEMPLATE, ROLE_TOKENS
-from prefloop.models.creating import create_model
+from prefloop.data.default_templates import ROLE_TOKENS
+from prefloop.models.creating import create_model, with_roles
 from prefloop.models.forward import hidden_states
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.saving import save_model
@@ -41,18 +41,7 @@ def word_tokenizer(vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     vocabulary = {token: n for n, token in enumerate((*ROLE_TOKENS, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="w0",
-        eos_token=END,
-        pad_token=PAD,
-        extra_special_tokens=[token for token in ROLE_TOKENS if token not in (END, PAD)],
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = ROLE_TEMPLATE
-    fast.padding_side = "left"
-    return fast
+    return with_roles(tokenizer, context, unk_token="w0")
 
 
 def conversations(vocab_size: int, lengths: Lengths, rows: int) -> list[dict[str, Any]]:

@@ -31,6 +31,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
         show_progress=False,
     )
     tokenizer.train_from_iterator((_without_roles(text) for text in texts), trainer)
+    return with_roles(tokenizer, context)
+
+
+def with_roles(tokenizer: Tokenizer, context: int, **options: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary holds `ROLE_TOKENS`, as transformers takes it: with end and pad tokens, a
+    chat template, and padding on the left.
+
+    Args:
+        context: longest sequence (tokens). options: further ones of `PreTrainedTokenizerFast`.
+    """
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -38,6 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
         extra_special_tokens=[token for token in ROLE_TOKENS if token not in (END, PAD)],
         model_max_length=context,
         clean_up_tokenization_spaces=False,
+        **options,
     )
     fast.chat_template = ROLE_TEMPLATE
     fast.padding_side = "left"

@@ -1,0 +1,192 @@
+"""What each technique of training and sampling gains: the same work with it and without, in turn.
+
+    python -m benchmarks.techniques [--threads 1] [--rounds 9] [--json FILE]
+
+Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
+processor time with the technique over that without. Processor time, as other work on the machine disturbs it
+less. Lines marked "dropped" were tried and are not used. See also benchmarks/shared_prompt.py and
+benchmarks/length_groups.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import tasks  # noqa: F401  (a stage's memory settings, before torch is imported)
+from benchmarks.timing import material
+from benchmarks.timing.machine import about
+from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES
+from prefloop.config.compute import ComputeConfig
+from prefloop.config.rollout import SamplingConfig
+from prefloop.data.batching import collate
+from prefloop.models.forward import token_logprobs
+from prefloop.models.loading import load_policy
+from prefloop.rollout import sampling
+from prefloop.rollout.drawing import draw_with_logprobs
+from prefloop.training.environment import apply, resolve
+from prefloop.training.language_model import encode_blocks
+
+Work = Callable[[], object]
+deterministic = importlib.import_module("torch.utils.deterministic")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Median processor milliseconds with a technique and without it, and the quartiles of their ratio."""
+
+    technique: str
+    kept: bool
+    with_it: float
+    without: float
+    low: float
+    ratio: float
+    high: float
+
+
+def compare(technique: str, with_it: Work, without: Work, rounds: int, *, kept: bool = True) -> Gain:
+    """Times both ways in turn, after a first time that does not count."""
+    with_it(), without()
+    pairs = [(busy(with_it), busy(without)) for _ in range(rounds)]
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return Gain(technique, kept, ours, theirs, low, middle, high)
+
+
+def busy(work: Work) -> float:
+    """Processor milliseconds of a piece of work."""
+    before = time.process_time()
+    work()
+    return 1000 * (time.process_time() - before)
+
+
+def whole_inversion(logits: Tensor, noise: Tensor) -> Tensor:
+    """A draw by float64 sums over the whole vocabulary."""
+    summed = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    return torch.searchsorted(summed, (noise * summed[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+
+
+def draws(rounds: int) -> Iterator[Gain]:
+    """Blocks of the vocabulary against all of it."""
+    config = SamplingConfig()
+    for rows, vocabulary in ((256, 1024), (64, 8192), (128, 32768)):
+        logits = 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        assert (draw_with_logprobs(logits, noise, config)[0] == whole_inversion(logits, noise)).all()
+        yield compare(
+            f"draws by blocks, {rows} rows of {vocabulary:,} tokens",
+            partial(draw_with_logprobs, logits, noise, config),
+            partial(whole_inversion, logits, noise),
+            rounds,
+        )
+
+
+def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) -> Iterator[Gain]:
+    """Keys and values in place, and equal prompts read once."""
+    sampler = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=48))
+    different = [row["prompt"] for row in rows[:256]]
+    keys: list[tuple[int, ...]] = [(i,) for i in range(len(different))]
+
+    def sampled() -> sampling.Rollouts:
+        return sampler.sample(different, (0, "techniques"), keys)
+
+    def copying() -> sampling.Rollouts:
+        with mock.patch.object(sampling, "roomy_cache", lambda model, _: DynamicCache(config=model.config)):
+            return sampled()
+
+    assert sampled().completion_ids == copying().completion_ids
+    yield compare("keys and values in place, 256 answers", sampled, copying, rounds)
+    one = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=1))
+    yield compare(
+        "a prompt read once for 64 answers, their first tokens (without: 256 different prompts)",
+        lambda: one.sample([prompt for prompt in different[:4] for _ in range(64)], (0, "first"), keys),
+        lambda: one.sample(different, (0, "first"), keys),
+        rounds,
+    )
+
+
+def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
+    """Of a training on blocks of 96 tokens: unset memory, and micro-batches that fit a core's cache."""
+    draw = torch.Generator().manual_seed(2)
+    blocks = torch.randint(10, len(tokenizer), (32, 96), generator=draw).tolist()
+    tokens = 32 * 95
+
+    def step(rows: int = 32) -> None:
+        model.zero_grad(set_to_none=True)
+        for start in range(0, 32, rows):
+            batch = collate(encode_blocks(blocks[start : start + rows]), tokenizer)
+            logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+            (-logprobs.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+
+    def filled() -> None:
+        with filling():
+            step()
+
+    yield compare(f"unset memory is not filled, a step at {name}", step, filled, rounds)
+    for rows in (16, 8):
+        yield compare(
+            f"micro-batches of {rows} rows for 32, a step at {name}",
+            partial(step, rows),
+            step,
+            rounds,
+            kept=False,
+        )
+
+
+@contextmanager
+def filling() -> Iterator[None]:
+    """Deterministic algorithms as torch has them: memory is filled before its first use."""
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Prints a line a technique."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    environment = resolve(ComputeConfig(device="cpu", precision="fp32"))
+    apply(environment, asked.threads)
+    gains = list(draws(asked.rounds))
+    lengths = CPU_LENGTHS["short"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("1m", "7m"):
+            made = material.make(Path(folder) / name, CPU_SIZES[name], lengths, 256)
+            model, tokenizer = load_policy(made.policy)
+            if name == "1m":
+                gains += caches(model, tokenizer, made.conversations, asked.rounds)
+            gains += steps(name, model, tokenizer, asked.rounds)
+    print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")
+    for gain in gains:
+        ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+        word = "kept" if gain.kept else "dropped"
+        print(f"| {gain.technique} | {gain.with_it:.1f} | {gain.without:.1f} | {ratio} | {word} |")
+    facts = {**about(environment, asked.threads), "load": round(os.getloadavg()[0], 2)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    if asked.json:
+        asked.json.write_text(json.dumps({"about": facts, "gains": [asdict(gain) for gain in gains]}))
+
+
+if __name__ == "__main__":
+    main()
