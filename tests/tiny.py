@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -76,3 +78,11 @@ class StopAtCall(StopAfter):
     def stop_requested(self) -> bool:
         self.call -= 1
         return self.call == 0
+
+
+def sequences_in(inputs: Mapping[str, Any]) -> int:
+    """How many sequences a forward pass with these keyword arguments sees; 0 for what is no pass of tokens."""
+    if "rows" in inputs:  # end to end: prefloop.models.ragged
+        return sum(own.count for own in inputs["rows"])
+    ids = inputs.get("input_ids")
+    return 0 if ids is None else len(ids)

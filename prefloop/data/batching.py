@@ -111,7 +111,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def length_groups(lengths: Sequence[int], device: str) -> list[list[int]]:
+def length_groups(lengths: Sequence[int], device: str, *, overhead: float | None = None) -> list[list[int]]:
     """Splits rows into groups of similar length, so that little of a forward pass is spent on padding.
 
     Exact: of all splits of the sorted rows, the one of least padded tokens, where a further group costs as
@@ -119,6 +119,7 @@ def length_groups(lengths: Sequence[int], device: str) -> list[list[int]]:
 
     Args:
         lengths: tokens of each row. device: "cpu" or "cuda", which set the cost of a group.
+        overhead: another cost of a group (tokens).
 
     Returns:
         Indices into `lengths`, shortest rows first.
@@ -126,7 +127,7 @@ def length_groups(lengths: Sequence[int], device: str) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     ends = [n + 1 for n in range(len(order) - 1) if lengths[order[n]] != lengths[order[n + 1]]]
     ends = [0, *ends, len(order)] if order else [0]
-    overhead = GROUP_COST[device]
+    overhead = GROUP_COST[device] if overhead is None else overhead
     best, start_of = [0.0], [0]
     for last in range(1, len(ends)):
         width = lengths[order[ends[last] - 1]]

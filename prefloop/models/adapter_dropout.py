@@ -100,13 +100,9 @@ class Masks:
             keys = token_keys(given["input_ids"], mask, given.get("position_ids"))
         self.current = Pass(self.step, keys)
 
-    def recomputed(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Contexts for a checkpointed block (`context_fn` of `torch.utils.checkpoint`): its recomputation in
-        the backward pass, when other passes may have come after, draws what its first computation drew."""
-        return nullcontext(), self._during(self.current)
-
     @contextmanager
-    def _during(self, kept: Pass | None) -> Iterator[None]:
+    def during(self, kept: Pass | None) -> Iterator[None]:
+        """Within it a pass is `kept`."""
         before, self.current = self.current, kept
         try:
             yield
@@ -202,10 +198,11 @@ def begin_step(model: nn.Module, key: Key) -> None:
         masks.step, masks.current = seed_of(key), None
 
 
-def recomputation(model: nn.Module) -> dict[str, Any]:
-    """Arguments for `torch.utils.checkpoint.checkpoint`, so that recomputed blocks draw the same masks."""
+def recomputed(model: nn.Module) -> AbstractContextManager[None]:
+    """For a block that is recomputed in the backward pass, when other passes may have come after: it draws
+    what it draws at this moment."""
     masks = _masks(model)
-    return {"use_reentrant": False, **({"context_fn": masks.recomputed} if masks else {})}
+    return masks.during(masks.current) if masks else nullcontext()
 
 
 def _masks(model: nn.Module) -> Masks | None:

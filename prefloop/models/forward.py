@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefloop.data.batching import length_groups
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
+from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
+
+TOKENS_AT_ONCE = 4096
+"""Tokens of a forward pass without padding: more of them make it no faster, and its memory larger."""
 
 # Architectures that change logits after the head; for them the model's own forward is used.
 _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -38,15 +44,50 @@ def _reads(attention_mask: Tensor, position_ids: Tensor | None) -> dict[str, Ten
     return {"attention_mask": attention_mask.long(), "position_ids": positions(attention_mask)}
 
 
+def forward_groups(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
+    """Rows for one forward pass each, shortest first.
+
+    Where padding costs nothing (`reads_flat`) they are as many as TOKENS_AT_ONCE allows, else of similar
+    length.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Indices into `lengths`.
+    """
+    if not reads_flat(plain(model).base_model):
+        return length_groups(lengths, model.device.type)
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    passes = max(-(-sum(lengths) // TOKENS_AT_ONCE), 1)
+    groups: list[list[int]] = [[] for _ in range(passes)]
+    filled, each = 0, max(sum(lengths) / passes, 1)
+    for i in order:
+        groups[min(int(filled / each), passes - 1)].append(i)
+        filled += lengths[i]
+    return [group for group in groups if group]
+
+
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    padded: bool = False,
 ) -> Tensor:
-    """Last hidden states of a model's trunk: (B, T) -> (B, T, D).
+    """Last hidden states of a model's trunk: (B, T) -> (B, T, D); 0 on padding, or anything finite.
 
     Args:
         position_ids: (B, T) int64 for rows of several documents (`prefloop.data.batching.pack`).
+        padded: see `token_logprobs`.
     """
     trunk = plain(model).base_model
+    if not padded and reads_flat(trunk):
+        flat = _flattened(input_ids, attention_mask, position_ids)
+        own = flat_states(trunk, flat)
+        whole = own.new_zeros((input_ids.numel(), own.shape[-1])).index_copy(0, flat.origin, own)
+        return whole.view(*input_ids.shape, -1)
     hidden: Tensor = trunk(
         input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)
     ).last_hidden_state
@@ -54,11 +95,14 @@ def hidden_states(
 
 
 @torch.no_grad()
-def require_isolation(model: PreTrainedModel) -> None:
+def require_isolation(model: PreTrainedModel, *, padded: bool = False) -> None:
     """Refuses to pack for a model in which documents that share a row would see each other.
 
     Recurrent architectures and those with position schemes of their own are among these. One document is
     read after either of two others; what is made of it must be the same, and the same as alone.
+
+    Args:
+        padded: passes are to see batches as they are, see `token_logprobs`.
 
     Raises:
         ConfigError: the model does not keep documents apart.
@@ -68,8 +112,10 @@ def require_isolation(model: PreTrainedModel) -> None:
     one, other = torch.tensor([[[1, 2, 3, 4, 5, 6]], [[4, 3, 2, 4, 5, 6]]], device=model.device)
     real = torch.ones_like(one, dtype=torch.bool)
     places = torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device)
-    after_one, after_other = (hidden_states(model, ids, real, places)[0, 3:] for ids in (one, other))
-    alone = hidden_states(model, one[:, 3:], real[:, 3:])[0]
+    after_one, after_other = (
+        hidden_states(model, ids, real, places, padded=padded)[0, 3:] for ids in (one, other)
+    )
+    alone = hidden_states(model, one[:, 3:], real[:, 3:], padded=padded)[0]
     model.train(training)
     scale = float(alone.abs().max())
     # Two passes of one shape round alike; a pass of another shape may round otherwise.
@@ -93,6 +139,7 @@ def token_logprobs(
     with_entropy: bool = False,
     hidden: Tensor | None = None,
     position_ids: Tensor | None = None,
+    padded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each wanted token given those before it; the head runs on those positions alone.
 
@@ -103,32 +150,44 @@ def token_logprobs(
         with_entropy: fill the second result (costs one more pass over the logits).
         hidden: (B, T, D) trunk output, when the caller has it already.
         position_ids: (B, T) int64 for rows of several documents, whose first tokens are then never wanted.
+        padded: the trunk is to see the batch as it is, (B, T), for hooks that know its places.
 
     Returns:
         log-probs (B, T) float32, 0 where not wanted; the distributions' entropy (B, T), likewise,
         detached (nats).
     """
-    wanted = wanted.clone()
-    wanted[:, 0] = False
     before = torch.zeros_like(wanted)
     before[:, :-1] = wanted[:, 1:]
+    at = before.flatten().nonzero().squeeze(1)  # (N,), places in the flattened batch before wanted tokens
     if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS):
         full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
-        logits = full[before]
+        logits = full.flatten(0, 1).index_select(0, at)
     else:
-        if hidden is None:
-            hidden = hidden_states(model, input_ids, attention_mask, position_ids)
-        head = plain(model).get_output_embeddings()
-        logits = head(hidden[before])
+        inner = plain(model)
+        if hidden is None and not padded and reads_flat(inner.base_model):
+            flat = _flattened(input_ids, attention_mask, position_ids)
+            own = before.flatten()[flat.origin].nonzero().squeeze(1)
+            at = flat.origin[own]
+            states = flat_states(inner.base_model, flat).index_select(0, own)
+        else:
+            if hidden is None:
+                hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)
+            states = hidden.flatten(0, 1).index_select(0, at)
+        logits = inner.get_output_embeddings()(states)
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
     chosen = torch.log_softmax(logits, dim=-1)  # (N, V)
-    picked = chosen.gather(-1, input_ids[wanted].unsqueeze(-1)).squeeze(-1)
-    logprobs = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-    logprobs = logprobs.masked_scatter(wanted, picked)
-    entropy = torch.zeros_like(logprobs, requires_grad=False)
+    picked = chosen.gather(-1, input_ids.flatten()[at + 1].unsqueeze(-1)).squeeze(-1)
+    nothing = torch.zeros(input_ids.numel(), dtype=torch.float32, device=input_ids.device)
+    logprobs = nothing.index_copy(0, at + 1, picked)
+    entropy = nothing
     if with_entropy:
         with torch.no_grad():
-            entropy = entropy.masked_scatter(wanted, -(chosen.exp() * chosen).sum(dim=-1))
-    return logprobs, entropy
+            entropy = nothing.index_copy(0, at + 1, -(chosen.exp() * chosen).sum(dim=-1))
+    return logprobs.view(input_ids.shape), entropy.view(input_ids.shape)
+
+
+def _flattened(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> Flat:
+    places = positions(attention_mask) if position_ids is None else position_ids
+    return flatten(input_ids, attention_mask, places)

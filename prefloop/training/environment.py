@@ -14,6 +14,7 @@ from typing import Any
 from prefloop.config.compute import ComputeConfig
 from prefloop.errors import ConfigError, DataError
 from prefloop.files import read_json
+from prefloop.training.allocator import keep_freed_memory
 
 _FAST_BF16 = {"avx512_bf16", "amx_bf16"}
 
@@ -101,7 +102,9 @@ def load_environment(path: Path | str) -> Environment:
 
 
 def apply(environment: Environment, threads: int = 0) -> None:
-    """Sets threads (the environment's where `threads` is 0) and deterministic algorithms for this process."""
+    """Sets threads (the environment's where `threads` is 0), deterministic algorithms, and how memory is kept,
+    for this process."""
+    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
     from transformers.utils import logging

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.sft import SFTConfig
 from prefloop.config.training import TrainingConfig
-from prefloop.data.batching import Batch, Order, best_fit, chunks, collate, length_groups, pack, steps_in
+from prefloop.data.batching import Batch, Order, best_fit, chunks, collate, pack, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError, PrefloopError
-from prefloop.models.forward import precision_context, require_isolation, token_logprobs
+from prefloop.models.forward import forward_groups, precision_context, require_isolation, token_logprobs
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ranks
@@ -81,7 +81,7 @@ def finetune(
         DataError: there is no row. ConfigError: packing is asked of a model that cannot keep rows apart.
     """
     if config.packing:
-        require_isolation(model)
+        require_isolation(model, padded=bool(config.neftune_alpha))
     token_rows = TokenRows(
         model,
         tokenizer,
@@ -194,7 +194,7 @@ class TokenRows:
         device = self.model.device.type
         sequences = self.average == "sequence"
         total = len(chosen) if sequences else sum(sum(self.rows[i].trainable) for i in chosen)
-        for group in self._forwards(chosen, micro_batch_size, device):
+        for group in self._forwards(chosen, micro_batch_size):
             members = [[self.rows[i] for i in row] for row in group]
             if self.packing:
                 batch = pack(members, self.tokenizer).to(device)
@@ -211,12 +211,13 @@ class TokenRows:
                     batch.attention_mask,
                     batch.wanted,
                     position_ids=batch.position_ids,
+                    padded=noise is not None,
                 )
             loss = sft_loss(logprobs, batch.wanted, total, weights)
             yield Part(loss, {"tokens": float(batch.wanted.sum())})
 
-    def _forwards(self, chosen: Sequence[int], size: int, device: str) -> Iterator[list[list[int]]]:
-        """Forward passes of at most `size` tensor rows, of similar length: for each row, who stands in it."""
+    def _forwards(self, chosen: Sequence[int], size: int) -> Iterator[list[list[int]]]:
+        """Forward passes of at most `size` tensor rows: for each row, who stands in it."""
         layout = [[i] for i in chosen]
         if self.packing:
             lengths = [len(self.rows[i].input_ids) for i in chosen]
@@ -224,7 +225,7 @@ class TokenRows:
         layout.sort(key=self._length)
         layout = ranks().share(layout)
         for micro in chunks(range(len(layout)), size):
-            for group in length_groups([self._length(layout[n]) for n in micro], device):
+            for group in forward_groups(self.model, [self._length(layout[n]) for n in micro]):
                 yield [layout[micro[n]] for n in group]
 
     def _length(self, members: Sequence[int]) -> int:

@@ -106,7 +106,7 @@ class Looks:
         self.policy, self.prompts, self.looks = policy, prompts, looks
         self.sampler = Sampler(policy, tokenizer, sampling, precision)
         self.micro = MicroBatches("a look at the policy", micro_batch_size)
-        self.passes = Passes(policy.device.type, precision, sampling.temperature, self.micro)
+        self.passes = Passes(policy.device.type, precision, sampling.temperature, self.micro, model=policy)
         self.noise: list[Key] = [(seed, "looks", str(row.get("id", i))) for i, row in enumerate(prompts)]
         self.rows: list[dict[str, Any]] = []
 

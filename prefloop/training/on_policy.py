@@ -85,7 +85,9 @@ class OnPolicyTrainer(ABC, Generic[E]):
         self.config, self.precision, self.demonstrations = config, precision, demonstrations
         self.device = policy.device.type
         self.micro = MicroBatches(self.name, config.micro_batch_size)
-        self.passes = Passes(self.device, precision, config.sampling.temperature, self.micro, self.together)
+        self.passes = Passes(
+            self.device, precision, config.sampling.temperature, self.micro, self.together, policy
+        )
         self.engine = make_engine(policy, tokenizer, config, precision)
         self.collector = Collector(self.engine, rewards, self.prompts, self.group_size, self.key, self.micro)
         self.selection = Selection(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
-from prefloop.models.adapter_dropout import recomputation
+from prefloop.models import adapter_dropout, ragged
 from prefloop.models.adapters import plain
 from prefloop.training.distribution import ranks
 from prefloop.training.sharding import is_shard, joined_parts, part_for, part_of, shard
@@ -139,4 +141,20 @@ def clip(parameters: Sequence[Tensor], limit: float, shards: Sequence[Tensor] = 
 def save_memory(model: PreTrainedModel, config: TrainingConfig) -> None:
     """Has a model recompute activations in its backward passes, if the configuration asks for it."""
     if config.gradient_checkpointing:
-        plain(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=recomputation(model))
+        plain(model).gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": partial(_contexts, model)}
+        )
+
+
+def _contexts(model: PreTrainedModel) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For a block's first computation, and for its second, which is to give what the first did."""
+    again = ragged.recomputed(plain(model).base_model), adapter_dropout.recomputed(model)
+    return nullcontext(), _within(*again)
+
+
+@contextmanager
+def _within(*contexts: AbstractContextManager[None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefloop.data.batching import Batch, chunks, length_groups, pad
-from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.models.forward import forward_groups, precision_context, token_logprobs
 from prefloop.rollout.sampling import Rollouts
 from prefloop.training.distribution import ranks
 from prefloop.training.memory import MicroBatches
@@ -35,6 +35,7 @@ class Passes:
         temperature: logits are divided by it, as when the tokens were sampled.
         micro: units a pass at most; fewer once memory ran out.
         together: rows of a unit, which stand side by side and enter the same pass (2 for pairs).
+        model: what most of them go through; it says which rows make up a pass. None: those of like length.
     """
 
     device: str
@@ -42,6 +43,7 @@ class Passes:
     temperature: float
     micro: MicroBatches = field(default_factory=lambda: MicroBatches("passes"))
     together: int = 1
+    model: PreTrainedModel | None = None
 
     def logprobs(
         self,
@@ -69,7 +71,7 @@ class Passes:
         return self.in_groups(batch, lambda part: self.logprobs(model, part)[:1])[0]
 
     def groups(self, batch: Batch, rows: Sequence[int], limit: int = 0) -> list[list[int]]:
-        """Rows for one forward pass each: at most a micro-batch (or `limit` units), of similar length.
+        """Rows for one forward pass each: at most a micro-batch (or `limit` units).
 
         Of several processes each gets its share of the rows, units kept whole; it may be none.
         """
@@ -80,8 +82,13 @@ class Passes:
         return [
             [i for n in group for i in units[micro[n]]]
             for micro in chunks(range(len(units)), self.micro.passes.size or limit)
-            for group in length_groups([longest[u] for u in micro], self.device)
+            for group in self._together([longest[n] for n in micro])
         ]
+
+    def _together(self, lengths: Sequence[int]) -> list[list[int]]:
+        if self.model is None:
+            return length_groups(lengths, self.device)
+        return forward_groups(self.model, lengths)
 
     def in_groups(self, batch: Batch, compute: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `compute` gives for a whole batch, (B, T) each, computed group by group; 0 beyond a group.

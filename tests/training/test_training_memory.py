@@ -16,6 +16,7 @@ from prefloop.errors import StopRequested, TrainingError
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.loop import Part, train
 from prefloop.training.memory import is_out_of_memory
+from tests import tiny
 from tests.tiny import StopAfter
 from tests.training.trainings import TRAININGS
 
@@ -163,8 +164,7 @@ def test_every_training_goes_on_with_less(name: str, tmp_path: Path) -> None:
     whole = nn.Module.__call__
 
     def call(module: nn.Module, *args: Any, **inputs: Any) -> Any:
-        ids = inputs.get("input_ids")
-        if torch.is_grad_enabled() and ids is not None and len(ids) > rows:
+        if torch.is_grad_enabled() and tiny.sequences_in(inputs) > rows:
             raise device_full()
         return whole(module, *args, **inputs)
 

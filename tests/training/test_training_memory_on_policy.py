@@ -59,7 +59,7 @@ def short_of(what: str, rows: int) -> Iterator[Room]:
         "updates": (
             nn.Module,
             "__call__",
-            lambda module, *args, **given: len(given.get("input_ids", ())) * torch.is_grad_enabled(),
+            lambda module, *args, **given: tiny.sequences_in(given) * torch.is_grad_enabled(),
         ),
         "logprobs": (
             Passes,
