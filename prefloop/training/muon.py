@@ -17,11 +17,13 @@ go through one product.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from prefloop.data.batching import chunks
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -101,18 +103,10 @@ def _wide(parameter: Tensor) -> Tensor:
     return stack.mT if stack.shape[-2] > stack.shape[-1] else stack
 
 
-def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters that may be orthogonalised together: of one shape, up to transposition, and not too many."""
+def _stacks(parameters: Iterable[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]]:
+    """Parameters that are orthogonalised together: of one shape, up to transposition, and not too many."""
     alike: dict[tuple[Any, ...], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        alike.setdefault((*sorted(parameter.shape[-2:]), parameter.dtype, parameter.device), []).append(
-            parameter
-        )
-    for found in alike.values():
-        stack: list[nn.Parameter] = []
-        for parameter in found:
-            if stack and sum(p.numel() for p in (*stack, parameter)) > STACK_ELEMENTS:
-                yield stack
-                stack = []
-            stack.append(parameter)
-        yield stack
+    for p in parameters:
+        alike.setdefault((p.numel(), *sorted(p.shape[-2:]), p.dtype, p.device), []).append(p)
+    for (size, *_), found in alike.items():
+        yield from chunks(found, max(STACK_ELEMENTS // size, 1))
