@@ -31,14 +31,15 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """AdamW, its schedule, and the batch.
+    """The optimiser, its schedule, and the batch.
 
     Attributes:
+        optimizer: "adamw", or "muon" for the hidden matrices, beside AdamW for everything else.
         learning_rate: peak learning rate.
         schedule: shape after warm-up; "linear" and "cosine" end at 0.
         warmup_ratio: share of all steps in which the rate rises from 0.
         weight_decay: decoupled weight decay, on matrices only.
-        adam_beta1, adam_beta2, adam_eps: AdamW's constants.
+        adam_beta1, adam_beta2, adam_eps: AdamW's constants; Muon has none to set.
         max_grad_norm: gradients are scaled down to this global norm; 0 turns clipping off.
         epochs: passes over the data.
         steps: optimiser steps; 0 takes `epochs`.
@@ -51,6 +52,7 @@ class TrainingConfig:
         lora: low-rank adapters.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_ratio: float = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prefloop.data.templates import Encoded
 from prefloop.training.noise import permutation
 
+T = TypeVar("T")
 GROUP_COST = {"cpu": 192, "cuda": 4096}
 """Tokens whose computing takes as long as what a further forward pass costs besides (launches, small
 operations), at the small models that feel it most."""
@@ -170,7 +172,7 @@ class Order:
         return self._permutation[place * self.batch_size : (place + 1) * self.batch_size]
 
 
-def chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive slices of at most `size` items (all of them when `size` is 0)."""
     size = size or max(len(items), 1)
     for start in range(0, len(items), size):

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, schedule and clipping."""
+"""AdamW, or Muon beside it, with warm-up, schedule and clipping."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.config.training import TrainingConfig
+from prefloop.errors import ConfigError
 from prefloop.models import adapter_dropout, ragged
 from prefloop.models.adapters import plain
+from prefloop.models.hidden_matrices import hidden_matrices
 from prefloop.training.distribution import ranks
-from prefloop.training.sharding import is_shard, joined_parts, part_for, part_of, shard
+from prefloop.training.muon import Muon
+from prefloop.training.sharding import REMEDY, is_shard, joined_parts, part_for, part_of, shard
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -40,7 +43,8 @@ def rate_factor(config: TrainingConfig, step: int, total: int) -> float:
 
 class Optimisation:
     """One AdamW over the trainable parameters of a module, which it shards where `compute.sharding` asks for
-    it: this process then moves its parts of them, and holds the state of these alone.
+    it: this process then moves its parts of them, and holds the state of these alone. With `optimizer` muon
+    the hidden matrices are moved by a Muon, at the same rate and decay.
 
     Args:
         module: what is trained. config: rates and constants. total: optimiser steps of the whole training.
@@ -48,6 +52,10 @@ class Optimisation:
 
     Attributes:
         parameters: what is trained. replicated: those of which each process holds the whole.
+        optimiser: the AdamW. muon: None where it has nothing to move.
+
+    Raises:
+        ConfigError: Muon is to move what is sharded, or see `prefloop.training.sharding.shard`.
     """
 
     def __init__(
@@ -55,12 +63,20 @@ class Optimisation:
     ) -> None:
         self.config, self.total = config, total
         self.peak = learning_rate or config.learning_rate
+        if config.optimizer == "muon" and ranks().sharded:
+            raise ConfigError(
+                "optimizer is muon, which needs whole matrices, but compute.sharding is full",
+                f"{REMEDY}, or optimizer to adamw",
+            )
         shard(module)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.replicated = [p for p in self.parameters if not is_shard(p)]
         self._shards = [(p, nn.Parameter(part_of(p))) for p in self.parameters if is_shard(p)]
         parts = {id(p): part for p, part in self._shards}
-        matrices = [parts.get(id(p), p) for p in self.parameters if p.ndim >= 2]
+        hidden = hidden_matrices(module) if config.optimizer == "muon" else []
+        self.muon = Muon(hidden, lr=self.peak, weight_decay=config.weight_decay) if hidden else None
+        moved = {id(p) for p in hidden}
+        matrices = [parts.get(id(p), p) for p in self.parameters if p.ndim >= 2 and id(p) not in moved]
         others = [parts.get(id(p), p) for p in self.parameters if p.ndim < 2]
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
@@ -85,26 +101,36 @@ class Optimisation:
             part.data = part_of(parameter)
             part.grad = None if parameter.grad is None else part_of(parameter.grad)
         rate = self.peak * rate_factor(self.config, number, self.total)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         norm = clip(self.replicated, self.config.max_grad_norm, [part for _, part in self._shards])
-        self.optimiser.step()
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
         self.clear()
         return float(norm), rate
 
     def clear(self) -> None:
         """Forgets the gradients."""
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
         for parameter, _ in self._shards:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser's state as one process has it; all processes call it, and rank 0 has the whole."""
-        return self._each_part(self.optimiser.state_dict(), joined_parts)
+        state = self._each_part(self.optimiser.state_dict(), joined_parts)
+        return {**state, "muon": self.muon.state_dict()} if self.muon else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave in rank 0, whichever number of processes it was of."""
-        self.optimiser.load_state_dict(self._each_part(state, part_for))
+        if self.muon:
+            self.muon.load_state_dict(state["muon"])
+        adamw = {name: value for name, value in state.items() if name != "muon"}
+        self.optimiser.load_state_dict(self._each_part(adamw, part_for))
+
+    @property
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimiser, *([self.muon] if self.muon else [])]
 
     def _each_part(self, state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
         """An optimiser's state with `change(tensor, parameter)` in place of what is as large as a sharded

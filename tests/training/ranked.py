@@ -114,6 +114,10 @@ def shards(rank: int) -> dict[str, Any]:
         state = optimisation.optimiser.state.values()
         found["moments"] = sum(one["exp_avg"].numel() + one["exp_avg_sq"].numel() for one in state)
         found["saved"] = [tuple(one["exp_avg"].shape) for one in optimisation.state_dict()["state"].values()]
+    try:
+        Optimisation(model, TrainingConfig(optimizer="muon"), 1)
+    except ConfigError as error:
+        found["muon"] = str(error)
     found["kinds"] = sorted({type(part).__name__ for part in model.modules()})
     found["after"] = trainings.weights(model)
     model.base_model.layers = nn.ModuleList([nn.Identity()])  # as in a model whose blocks are not known

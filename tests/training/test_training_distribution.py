@@ -47,11 +47,16 @@ SHARED: dict[str, dict[str, Any]] = {
     "reinforce": {},
     "online_dpo": {"batch_size": 3},
 }
+MUON = {"sft": ODD, "ppo": {"batch_size": 6}}
 # The second process has nothing to do: no row of a step, no prompt to sample.
 IDLE = {"sft": {"batch_size": 1, "steps": 3}, "grpo": {"batch_size": 4, "steps": 2}}
 JOBS: list[dict[str, Any]] = [
     {"name": "gradients", "training": "gradients"},
     *({"name": name, "training": name, "changes": changes} for name, changes in SHARED.items()),
+    *(
+        {"name": f"muon-{name}", "training": name, "changes": {"optimizer": "muon", **changes}}
+        for name, changes in MUON.items()
+    ),
     *({"name": f"idle-{name}", "training": name, "changes": changes} for name, changes in IDLE.items()),
     {"name": "memory", "training": "sft", "changes": ODD, "room": 2},
     {"name": "memory-grpo", "training": "grpo", "room": 2},
@@ -70,7 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*SHARED, *(f"idle-{name}" for name in IDLE)])
+@pytest.mark.parametrize(
+    "name", [*SHARED, *(f"muon-{name}" for name in MUON), *(f"idle-{name}" for name in IDLE)]
+)
 def test_two_processes_take_the_steps_of_one_and_hold_the_same_bits(
     name: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -111,9 +111,14 @@ def test_the_order_of_rows_depends_on_the_member(tmp_path: Path) -> None:
     assert not same(*results)
 
 
-@pytest.mark.parametrize("stop", [2, STEPS, STEPS + 1, 2 * STEPS + 3, 3 * STEPS])
-def test_an_ensemble_stopped_in_any_member_resumes_to_the_same_bytes(stop: int, tmp_path: Path) -> None:
-    asked = config(ensemble=SEPARATE)
+@pytest.mark.parametrize(
+    ("stop", "optimizer"),
+    [*((stop, "adamw") for stop in (2, STEPS, STEPS + 1, 2 * STEPS + 3, 3 * STEPS)), (STEPS + 2, "muon")],
+)
+def test_an_ensemble_stopped_in_any_member_resumes_to_the_same_bytes(
+    stop: int, optimizer: str, tmp_path: Path
+) -> None:
+    asked = config(ensemble=SEPARATE, optimizer=optimizer)
     undisturbed = Watched()
     expected = fitted(tmp_path / "undisturbed", undisturbed, asked)
     first, second = Watched(stop), Watched()
@@ -167,12 +172,15 @@ def test_a_members_checkpoint_of_another_shape_is_refused(stop: int, tmp_path: P
         fitted(tmp_path / "stopped", StopAfter(), asked, width=32)
 
 
-def test_a_shared_trunk_resumes_to_the_same_bytes_and_refuses_other_heads(tmp_path: Path) -> None:
-    asked = config(ensemble=SHARED)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_shared_trunk_resumes_to_the_same_bytes_and_refuses_other_heads(
+    optimizer: str, tmp_path: Path
+) -> None:
+    asked = config(ensemble=SHARED, optimizer=optimizer)
     expected = fitted(tmp_path / "undisturbed", StopAfter(), asked)
     with pytest.raises(StopRequested):
         fitted(tmp_path / "stopped", StopAfter(2), asked)
-    fewer = config(ensemble=EnsembleConfig(members=2, share_trunk=True))
+    fewer = config(ensemble=EnsembleConfig(members=2, share_trunk=True), optimizer=optimizer)
     with pytest.raises(ModelError, match="does not fit"):
         fitted(tmp_path / "stopped", StopAfter(), fewer)
     assert same(weights(fitted(tmp_path / "stopped", StopAfter(), asked)), weights(expected))

@@ -136,6 +136,10 @@ def test_a_model_without_known_blocks_is_refused(folder: Path) -> None:
     assert "set compute.sharding to none" in result(folder, "shards")["refused"]
 
 
+def test_muon_is_refused(folder: Path) -> None:
+    assert "set compute.sharding to none, or optimizer to adamw" in result(folder, "shards")["muon"]
+
+
 def test_a_process_without_memory_ends_the_training_of_both(folder: Path) -> None:
     first, second = result(folder, "memory"), result(folder, "memory", 1)
     assert second["error"].startswith(
