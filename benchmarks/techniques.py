@@ -32,16 +32,23 @@ from transformers import DynamicCache
 import tasks  # noqa: F401  (a stage's memory settings, before torch is imported)
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
-from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES
+from benchmarks.timing.material import conversations
+from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES, Lengths
 from prefloop.config.compute import ComputeConfig
+from prefloop.config.dpo import DPOConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.batching import collate
+from prefloop.data.comparisons import Ranking
 from prefloop.models.forward import token_logprobs
 from prefloop.models.loading import load_policy
 from prefloop.rollout import sampling
 from prefloop.rollout.drawing import draw_with_logprobs
+from prefloop.training.direct import policy_pairs
+from prefloop.training.dpo import dpo_part
 from prefloop.training.environment import apply, resolve
 from prefloop.training.language_model import encode_blocks
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
+from prefloop.training.shared_prompts import with_shared_prompts
 
 Work = Callable[[], object]
 deterministic = importlib.import_module("torch.utils.deterministic")
@@ -121,6 +128,43 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
     )
 
 
+def shared(
+    name: str, model: Any, tokenizer: Any, lengths: Lengths, completions: int, rounds: int
+) -> Iterator[Gain]:
+    """Of DPO: a prompt read once for its completions."""
+    config = DPOConfig(max_length=lengths.context)
+    count = lengths.rows("dpo") * 2 // completions
+    rows = conversations(len(tokenizer), lengths, lengths.rows("dpo"))
+    answers = [row[side] for row in rows for side in ("chosen", "rejected")]
+    ordered = [
+        Ranking(rows[i]["prompt"], answers[i * completions : (i + 1) * completions], list(range(completions)))
+        for i in range(count)
+    ]
+    apart, _ = encode_comparisons(ordered, tokenizer, config)
+    together = with_shared_prompts(apart, model, tokenizer, config)
+    part = dpo_part([torch.zeros(completions)] * count, config)
+
+    def step(comparisons: list[EncodedComparison]) -> float:
+        model.zero_grad(set_to_none=True)
+        pairs = policy_pairs(model, tokenizer, comparisons, "fp32")
+        loss = part(pairs, range(count), len(pairs.chosen)).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    assert abs(step(apart) - step(together)) < 1e-5 * abs(step(apart))
+    before, after = (
+        sum(len(row.input_ids) for comparison in apart for row in comparison.completions),
+        sum(len(tree) for comparison in together for tree in comparison.trees),
+    )
+    yield compare(
+        f"a prompt read once for {completions} completions ({after / before:.2f} of the tokens), a step of "
+        f"DPO at {name}, {lengths.name} rows",
+        partial(step, together),
+        partial(step, apart),
+        rounds,
+    )
+
+
 def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
     """Of a training on blocks of 96 tokens: unset memory, and micro-batches that fit a core's cache."""
     draw = torch.Generator().manual_seed(2)
@@ -177,6 +221,10 @@ def main() -> None:
             if name == "1m":
                 gains += caches(model, tokenizer, made.conversations, asked.rounds)
             gains += steps(name, model, tokenizer, asked.rounds)
+            for rows in CPU_LENGTHS.values():
+                made = material.make(Path(folder) / f"{name}-{rows.name}", CPU_SIZES[name], rows, 1)
+                for count in (2, 4):
+                    gains += shared(name, *load_policy(made.policy), rows, count, asked.rounds)
     print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")
     for gain in gains:
         ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"

@@ -15,6 +15,11 @@ from prefloop.models.adapters import plain
 _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+def adjusts_logits(model: PreTrainedModel) -> bool:
+    """True where logits are more than the output layer's product with the last hidden states."""
+    return any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS)
+
+
 def positions(attention_mask: Tensor) -> Tensor:
     """Position of each token from the first real one: (B, T) bool or int -> (B, T) int64, 0 on padding."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -112,7 +117,7 @@ def token_logprobs(
     wanted[:, 0] = False
     before = torch.zeros_like(wanted)
     before[:, :-1] = wanted[:, 1:]
-    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS):
+    if adjusts_logits(model):
         full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
         logits = full[before]
     else:
