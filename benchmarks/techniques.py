@@ -1,6 +1,6 @@
 """What each technique of training and sampling gains: the same work with it and without, in turn.
 
-    python -m benchmarks.techniques [--threads 1] [--rounds 9] [--json FILE]
+    python -m benchmarks.techniques [draws caches steps prompts] [--threads 1] [--rounds 9] [--json FILE]
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -50,6 +50,7 @@ from prefloop.training.language_model import encode_blocks
 from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.shared_prompts import with_shared_prompts
 
+PARTS = ("draws", "caches", "steps", "prompts")
 Work = Callable[[], object]
 deterministic = importlib.import_module("torch.utils.deterministic")
 
@@ -128,7 +129,7 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
     )
 
 
-def shared(
+def prompts(
     name: str, model: Any, tokenizer: Any, lengths: Lengths, completions: int, rounds: int
 ) -> Iterator[Gain]:
     """Of DPO: a prompt read once for its completions."""
@@ -206,25 +207,29 @@ def filling() -> Iterator[None]:
 def main() -> None:
     """Prints a line a technique."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     environment = resolve(ComputeConfig(device="cpu", precision="fp32"))
     apply(environment, asked.threads)
-    gains = list(draws(asked.rounds))
-    lengths = CPU_LENGTHS["short"]
+    parts = asked.parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    gains = list(draws(asked.rounds)) if "draws" in parts else []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("1m", "7m"):
-            made = material.make(Path(folder) / name, CPU_SIZES[name], lengths, 256)
-            model, tokenizer = load_policy(made.policy)
-            if name == "1m":
-                gains += caches(model, tokenizer, made.conversations, asked.rounds)
-            gains += steps(name, model, tokenizer, asked.rounds)
-            for rows in CPU_LENGTHS.values():
-                made = material.make(Path(folder) / f"{name}-{rows.name}", CPU_SIZES[name], rows, 1)
-                for count in (2, 4):
-                    gains += shared(name, *load_policy(made.policy), rows, count, asked.rounds)
+            for lengths in CPU_LENGTHS.values():
+                made = material.make(Path(folder) / name / lengths.name, CPU_SIZES[name], lengths, 256)
+                model, tokenizer = load_policy(made.policy)
+                short = lengths.name == "short"
+                if "caches" in parts and short and name == "1m":
+                    gains += caches(model, tokenizer, made.conversations, asked.rounds)
+                if "steps" in parts and short:
+                    gains += steps(name, model, tokenizer, asked.rounds)
+                for completions in (2, 4) if "prompts" in parts else ():
+                    gains += prompts(name, model, tokenizer, lengths, completions, asked.rounds)
     print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")
     for gain in gains:
         ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"

@@ -39,7 +39,7 @@ def forest_of(
     ):
         return None
     always, width = config.share_prompt == "on", embedding_shape(model)[1]
-    limits = longest or [None] * len(rows)
+    limits: Sequence[int | None] = longest or [None] * len(rows)
     forest = [
         trees_of(row, width, always=always, longest=limit) for row, limit in zip(rows, limits, strict=True)
     ]
