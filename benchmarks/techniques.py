@@ -1,6 +1,6 @@
 """What each technique of training and sampling gains: the same work with it and without, in turn.
 
-    python -m benchmarks.techniques [--threads 1] [--rounds 9] [--json FILE]
+    python -m benchmarks.techniques [draws caches steps prompts] [--threads 1] [--rounds 9] [--json FILE]
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -32,17 +32,25 @@ from transformers import DynamicCache
 import tasks  # noqa: F401  (a stage's memory settings, before torch is imported)
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
-from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES
+from benchmarks.timing.material import conversations
+from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES, Lengths
 from prefloop.config.compute import ComputeConfig
+from prefloop.config.dpo import DPOConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.batching import collate
+from prefloop.data.comparisons import Ranking
 from prefloop.models.forward import token_logprobs
 from prefloop.models.loading import load_policy
 from prefloop.rollout import sampling
 from prefloop.rollout.drawing import draw_with_logprobs
+from prefloop.training.direct import policy_pairs
+from prefloop.training.dpo import dpo_part
 from prefloop.training.environment import apply, resolve
 from prefloop.training.language_model import encode_blocks
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
+from prefloop.training.shared_prompts import with_shared_prompts
 
+PARTS = ("draws", "caches", "steps", "prompts")
 Work = Callable[[], object]
 deterministic = importlib.import_module("torch.utils.deterministic")
 
@@ -121,6 +129,43 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
     )
 
 
+def prompts(
+    name: str, model: Any, tokenizer: Any, lengths: Lengths, completions: int, rounds: int
+) -> Iterator[Gain]:
+    """Of DPO: a prompt read once for its completions."""
+    config = DPOConfig(max_length=lengths.context)
+    count = lengths.rows("dpo") * 2 // completions
+    rows = conversations(len(tokenizer), lengths, lengths.rows("dpo"))
+    answers = [row[side] for row in rows for side in ("chosen", "rejected")]
+    ordered = [
+        Ranking(rows[i]["prompt"], answers[i * completions : (i + 1) * completions], list(range(completions)))
+        for i in range(count)
+    ]
+    apart, _ = encode_comparisons(ordered, tokenizer, config)
+    together = with_shared_prompts(apart, model, tokenizer, config)
+    part = dpo_part([torch.zeros(completions)] * count, config)
+
+    def step(comparisons: list[EncodedComparison]) -> float:
+        model.zero_grad(set_to_none=True)
+        pairs = policy_pairs(model, tokenizer, comparisons, "fp32")
+        loss = part(pairs, range(count), len(pairs.chosen)).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    assert abs(step(apart) - step(together)) < 1e-5 * abs(step(apart))
+    before, after = (
+        sum(len(row.input_ids) for comparison in apart for row in comparison.completions),
+        sum(len(tree) for comparison in together for tree in comparison.trees),
+    )
+    yield compare(
+        f"a prompt read once for {completions} completions ({after / before:.2f} of the tokens), a step of "
+        f"DPO at {name}, {lengths.name} rows",
+        partial(step, together),
+        partial(step, apart),
+        rounds,
+    )
+
+
 def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
     """Of a training on blocks of 96 tokens: unset memory, and micro-batches that fit a core's cache."""
     draw = torch.Generator().manual_seed(2)
@@ -162,21 +207,29 @@ def filling() -> Iterator[None]:
 def main() -> None:
     """Prints a line a technique."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     environment = resolve(ComputeConfig(device="cpu", precision="fp32"))
     apply(environment, asked.threads)
-    gains = list(draws(asked.rounds))
-    lengths = CPU_LENGTHS["short"]
+    parts = asked.parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    gains = list(draws(asked.rounds)) if "draws" in parts else []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("1m", "7m"):
-            made = material.make(Path(folder) / name, CPU_SIZES[name], lengths, 256)
-            model, tokenizer = load_policy(made.policy)
-            if name == "1m":
-                gains += caches(model, tokenizer, made.conversations, asked.rounds)
-            gains += steps(name, model, tokenizer, asked.rounds)
+            for lengths in CPU_LENGTHS.values():
+                made = material.make(Path(folder) / name / lengths.name, CPU_SIZES[name], lengths, 256)
+                model, tokenizer = load_policy(made.policy)
+                short = lengths.name == "short"
+                if "caches" in parts and short and name == "1m":
+                    gains += caches(model, tokenizer, made.conversations, asked.rounds)
+                if "steps" in parts and short:
+                    gains += steps(name, model, tokenizer, asked.rounds)
+                for completions in (2, 4) if "prompts" in parts else ():
+                    gains += prompts(name, model, tokenizer, lengths, completions, asked.rounds)
     print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")
     for gain in gains:
         ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"

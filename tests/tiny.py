@@ -81,8 +81,8 @@ class StopAtCall(StopAfter):
 
 
 def sequences_in(inputs: Mapping[str, Any]) -> int:
-    """How many sequences a forward pass with these keyword arguments sees; 0 for what is no pass of tokens."""
-    if "rows" in inputs:  # end to end: prefloop.models.ragged
-        return sum(own.count for own in inputs["rows"])
+    """How many sequences a forward pass with these keyword arguments sees; 0 for what takes no tokens."""
+    if "layout" in inputs:  # end to end: prefloop.models.ragged
+        return int(inputs["layout"].rows)
     ids = inputs.get("input_ids")
     return 0 if ids is None else len(ids)

@@ -31,6 +31,7 @@ from prefloop.training.pairs import encode_comparisons
 from prefloop.training.recorder import Silent
 from prefloop.training.reference import reference_logprobs
 from prefloop.training.reward import encode_rankings, fit_reward_model
+from prefloop.training.shared_prompts import with_shared_prompts
 from prefloop.training.simpo import simpo_part
 
 COMMON = {
@@ -103,6 +104,7 @@ def _dpo(side: Side, recording: Noting) -> None:
     config = DPOConfig(**side.section)
     model, tokenizer = load_policy(side.material.policy, device=side.device)
     comparisons, _ = encode_comparisons(_rankings(side), tokenizer, config)
+    comparisons = with_shared_prompts(comparisons, model, tokenizer, config)
     reference = reference_logprobs(model, tokenizer, comparisons, side.precision)
     with recording.watching(model):
         fit_dpo(model, tokenizer, comparisons, reference, config, **_run(side, recording))

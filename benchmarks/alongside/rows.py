@@ -14,8 +14,14 @@ SIMPO: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "s
 OFFLINE = (
     Row("sft", "sft"),
     Row("sft, accumulation 2", "sft", HALVES),
-    Row("dpo", "dpo"),
-    Row("dpo, accumulation 2", "dpo", HALVES),
+    Row("dpo", "dpo", {"share_prompt": "off"}),
+    Row("dpo, accumulation 2", "dpo", {**HALVES, "share_prompt": "off"}),
+    Row(
+        "dpo, a prompt encoded once for both",
+        "dpo",
+        {"share_prompt": "on"},
+        why="docs/dpo.md: `share_prompt`; TRL encodes it twice",
+    ),
     Row(
         "dpo, cDPO at 0.1",
         "dpo",

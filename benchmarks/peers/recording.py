@@ -71,6 +71,9 @@ class Recording:
         if not torch.is_grad_enabled():
             return
         ids = args[0] if args else kwargs["input_ids"]
+        if "layout" in kwargs:
+            self._seen += laid_out(ids[0], kwargs["layout"])
+            return
         mask = kwargs["attention_mask"]
         for row, real in zip(ids, mask, strict=True):
             self._seen += sequences_of(row, real.bool())
@@ -89,6 +92,18 @@ def sequences_of(ids: Tensor, mask: Tensor) -> list[list[int]]:
     looks = mask[0]
     last = (looks.sum(dim=0) == 1) & looks[:, 0]  # nothing but the token itself looks at it
     return [ids[looks[t]].tolist() for t in last.nonzero().flatten().tolist()]
+
+
+def laid_out(ids: Tensor, layout: Any) -> list[list[int]]:
+    """The sequences that attention sees of tokens end to end.
+
+    Args:
+        ids: (N,) int64. layout: prefloop's (`prefloop.models.ragged.Layout`).
+    """
+    cells = torch.arange(len(ids)) if layout.tokens is None else layout.tokens
+    groups = cells.split([count * width for count, width in layout.shapes])
+    rows = [row for group, shape in zip(groups, layout.shapes, strict=True) for row in group.view(shape)]
+    return [ids[row.unique_consecutive()].tolist() for row in rows]  # padding repeats the row's last token
 
 
 def answer_jobs(train: Callable[[dict[str, Any]], Noting], versions: dict[str, str]) -> None:

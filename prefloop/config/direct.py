@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prefloop.config.looks import LooksConfig
 from prefloop.config.parse import at_least, between
@@ -39,9 +40,12 @@ class PairwiseConfig(DirectConfig):
 
     Attributes:
         pairs_per_prompt: at most this many pairs of one ranking; 0 takes all.
+        share_prompt: encode a prompt once for all its completions: "auto" does so on a CPU where it pays and
+            the model allows it, "on" wherever the model allows it; with dropout never.
     """
 
     pairs_per_prompt: int = 0
+    share_prompt: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

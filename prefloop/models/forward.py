@@ -21,6 +21,11 @@ TOKENS_AT_ONCE = 4096
 _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+def adjusts_logits(model: PreTrainedModel) -> bool:
+    """True where logits are more than the output layer's product with the last hidden states."""
+    return any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS)
+
+
 def positions(attention_mask: Tensor) -> Tensor:
     """Position of each token from the first real one: (B, T) bool or int -> (B, T) int64, 0 on padding."""
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -85,7 +90,7 @@ def hidden_states(
     trunk = plain(model).base_model
     if not padded and reads_flat(trunk):
         flat = _flattened(input_ids, attention_mask, position_ids)
-        own = flat_states(trunk, flat)
+        own = flat_states(trunk, flat.input_ids, flat.position_ids, flat.layout)
         whole = own.new_zeros((input_ids.numel(), own.shape[-1])).index_copy(0, flat.origin, own)
         return whole.view(*input_ids.shape, -1)
     hidden: Tensor = trunk(
@@ -159,7 +164,7 @@ def token_logprobs(
     before = torch.zeros_like(wanted)
     before[:, :-1] = wanted[:, 1:]
     at = before.flatten().nonzero().squeeze(1)  # (N,), places in the flattened batch before wanted tokens
-    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_ADJUSTMENTS):
+    if adjusts_logits(model):
         full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
         logits = full.flatten(0, 1).index_select(0, at)
     else:
@@ -168,7 +173,8 @@ def token_logprobs(
             flat = _flattened(input_ids, attention_mask, position_ids)
             own = before.flatten()[flat.origin].nonzero().squeeze(1)
             at = flat.origin[own]
-            states = flat_states(inner.base_model, flat).index_select(0, own)
+            whole = flat_states(inner.base_model, flat.input_ids, flat.position_ids, flat.layout)
+            states = whole.index_select(0, own)
         else:
             if hidden is None:
                 hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)

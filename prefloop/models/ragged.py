@@ -24,68 +24,105 @@ from prefloop.data.batching import length_groups
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
 GROUP_COST = 128
-"""Tokens of a padded row whose attention takes as long as what a further group costs (small operations)."""
+"""Padded tokens whose attention takes as long as what a further group costs (small operations)."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Sequences of similar length as attention sees them, padded on the right to the longest.
+class Layout:
+    """How flat tokens are spread into the rows that attention sees, padded on the right, and collected again.
 
     Attributes:
-        first, last: the stretch of flat tokens that they are made of.
-        count, width: rows and tokens of the padded form (B, W).
-        tokens: (B * W,) int64, the token of the stretch in each place; on padding any of the row's, since
-            nothing real looks at what stands there. None where the stretch is the padded form.
-        places: (last - first,) int64, the place at which each token is a query. None likewise.
+        shapes: (B, W) of each group of rows of like length; their cells follow each other, C in all.
+        tokens: (C,) int64, the flat token in each cell; on padding any of the row's, since nothing real looks
+            at what stands there. None where cells and tokens are the same.
+        cells: (N,) int64, the cell in which each flat token is a query. None likewise.
     """
 
-    first: int
-    last: int
-    count: int
-    width: int
-    tokens: Tensor | None = None
-    places: Tensor | None = None
+    shapes: Sequence[tuple[int, int]]
+    tokens: Tensor | None
+    cells: Tensor | None
 
-    def spread(self, flat: Tensor) -> Tensor:
-        """(N, H, D) -> (B, H, W, D)."""
-        own = flat[self.first : self.last]
-        if self.tokens is not None:
-            own = own.index_select(0, self.tokens)
-        return own.view(self.count, self.width, *own.shape[1:]).transpose(1, 2)
+    @property
+    def rows(self) -> int:
+        """How many sequences there are."""
+        return sum(count for count, _ in self.shapes)
 
-    def collect(self, padded: Tensor) -> Tensor:
-        """(B, H, W, D) -> (last - first, H, D)."""
-        rows = padded.transpose(1, 2).reshape(-1, padded.shape[1], padded.shape[3])
-        return rows if self.places is None else rows.index_select(0, self.places)
+    def spread(self, flat: Tensor) -> list[Tensor]:
+        """(N, H, D) -> (B, H, W, D) for each group."""
+        cells = flat if self.tokens is None else flat.index_select(0, self.tokens)
+        sizes = [count * width for count, width in self.shapes]
+        parts = cells.split(sizes) if len(sizes) > 1 else (cells,)
+        return [
+            part.view(*shape, *part.shape[1:]).transpose(1, 2)
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def collect(self, groups: Sequence[Tensor]) -> Tensor:
+        """(B, H, W, D) of each group -> (N, H, D)."""
+        parts = [group.transpose(1, 2).flatten(0, 1) for group in groups]
+        cells = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return cells if self.cells is None else cells.index_select(0, self.cells)
 
 
-def rows_of(first: int, lengths: Sequence[int]) -> Rows:
-    """Sequences of `lengths` tokens that stand end to end from the token `first` on."""
-    count, width, total = len(lengths), max(lengths), sum(lengths)
-    if count * width == total:
-        return Rows(first, first + total, count, width)
-    length = torch.tensor(lengths)
-    start = length.cumsum(0) - length
-    place = torch.arange(width)
-    tokens = start.unsqueeze(1) + torch.minimum(place, length.unsqueeze(1) - 1)
-    real = place < length.unsqueeze(1)
-    return Rows(first, first + total, count, width, tokens.flatten(), real.flatten().nonzero().squeeze(1))
+def layout_of(
+    starts: Sequence[int],
+    lengths: Sequence[int],
+    prefix_starts: Sequence[int] | None = None,
+    prefix_lengths: Sequence[int] | None = None,
+) -> Layout:
+    """The layout of sequences that are each a stretch of the flat tokens, after a prefix that some may share.
+
+    Args:
+        starts, lengths: of each sequence's own stretch. All stretches and prefixes make up the flat tokens.
+        prefix_starts, prefix_lengths: of what stands before; sequences with an equal prefix_start share it.
+            None: nothing.
+    """
+    start, length = torch.tensor(starts), torch.tensor(lengths)
+    before = torch.zeros_like(length) if prefix_lengths is None else torch.tensor(prefix_lengths)
+    shared = torch.zeros_like(length) if prefix_starts is None else torch.tensor(prefix_starts)
+    whole: list[int] = (before + length).tolist()
+    shapes, tokens, places, cells = [], [], [], []
+    askers, first = dict[int, int](), 0
+    for group in length_groups(whole, "cpu", overhead=GROUP_COST):
+        row = torch.tensor(group)
+        width = max(whole[i] for i in group)
+        place = torch.arange(width)
+        limit = (before + length)[row].unsqueeze(1)
+        prefix = before[row].unsqueeze(1)
+        within = torch.minimum(place, limit - 1)
+        token = within + torch.where(
+            within < prefix, shared[row].unsqueeze(1), start[row].unsqueeze(1) - prefix
+        )
+        shapes.append((len(group), width))
+        tokens.append(token.flatten())
+        asks = place < limit
+        if prefix_starts is not None:  # a prefix's queries are those of the first sequence that has it
+            asker = [askers.setdefault(prefix_starts[i], i) == i for i in group]
+            asks &= (place >= prefix) | torch.tensor(asker).unsqueeze(1)
+        asking = asks.flatten().nonzero().squeeze(1)
+        places.append(tokens[-1][asking])
+        cells.append(asking + first)
+        first += len(group) * width
+    token, place, cell = torch.cat(tokens), torch.cat(places), torch.cat(cells)
+    if len(token) == len(place) and bool((token == torch.arange(len(token))).all()):
+        return Layout(shapes, None, None)
+    return Layout(shapes, token, torch.empty_like(place).index_copy(0, place, cell))
 
 
 @dataclass(frozen=True)
 class Flat:
-    """The real tokens of a batch end to end, sequences of similar length side by side.
+    """The real tokens of a batch end to end.
 
     Attributes:
         input_ids, position_ids: (N,) int64.
         origin: (N,) int64, where each token stands in the flattened batch (B * T).
-        rows: who attends to whom.
+        layout: who attends to whom.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     origin: Tensor
-    rows: Sequence[Rows]
+    layout: Layout
 
 
 def flatten(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Flat:
@@ -99,24 +136,8 @@ def flatten(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> 
     places = position_ids.flatten()[origin]
     starts = (places == 0).nonzero().squeeze(1)
     lengths = torch.diff(starts, append=starts.new_tensor([len(origin)]))
-    sizes: list[int] = lengths.tolist()
-    groups = attention_groups(sizes)
-    order = torch.tensor([i for group in groups for i in group])
-    rows, first = [], 0
-    for group in groups:
-        rows.append(rows_of(first, [sizes[i] for i in group]))
-        first = rows[-1].last
-    length = lengths[order]
-    # The tokens of each sequence in turn: its start, and 0, 1, 2 ... from there on.
-    within = torch.arange(len(origin)) - (length.cumsum(0) - length).repeat_interleave(length)
-    moved = starts[order].repeat_interleave(length) + within
-    origin = origin[moved]
-    return Flat(input_ids.flatten()[origin], places[moved], origin, rows)
-
-
-def attention_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences whose attention is computed together, shortest first."""
-    return length_groups(lengths, "cpu", overhead=GROUP_COST)
+    layout = layout_of(starts.tolist(), lengths.tolist())
+    return Flat(input_ids.flatten()[origin], places, origin, layout)
 
 
 def attention(
@@ -128,7 +149,7 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    rows: Sequence[Rows],
+    layout: Layout,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence, in the form that transformers calls.
@@ -139,32 +160,28 @@ def attention(
     Returns:
         (1, N, H, D).
     """
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
     grouped = query.shape[1] != key.shape[1]
-    found = []
-    for own in rows:
-        padded = scaled_dot_product_attention(
-            *(own.spread(states) for states in flat),
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
+    spread = (layout.spread(states[0].transpose(0, 1)) for states in (query, key, value))
+    found = [
+        scaled_dot_product_attention(
+            *group, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        found.append(own.collect(padded))
-    return (torch.cat(found) if len(found) > 1 else found[0]).unsqueeze(0), None
+        for group in zip(*spread, strict=True)
+    ]
+    return layout.collect(found).unsqueeze(0), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
 
 
-def flat_states(trunk: Any, flat: Flat) -> Tensor:
-    """Last hidden states of a trunk that `reads_flat`: (N, D)."""
+def flat_states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+    """Last hidden states of a trunk that `reads_flat`: (N,) tokens and positions -> (N, D)."""
     with _attending(trunk):
         hidden: Tensor = trunk(
-            input_ids=flat.input_ids.unsqueeze(0),
-            position_ids=flat.position_ids.unsqueeze(0),
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=position_ids.unsqueeze(0),
             use_cache=False,
-            rows=flat.rows,
+            layout=layout,
         ).last_hidden_state
     return hidden[0]
 
@@ -176,7 +193,7 @@ def recomputed(trunk: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def _attending(trunk: Any, name: str = NAME) -> Iterator[None]:
-    """Within it the trunk's layers call the attention `name`; for this module's transformers makes no mask."""
+    """Within it the trunk's layers call the attention `name`; transformers makes no mask for this module's."""
     before = trunk.config._attn_implementation
     trunk.config._attn_implementation = name
     try:
@@ -223,7 +240,7 @@ def _does_read_flat(trunk: Any) -> bool:
     trunk.eval()
     try:
         flat = flatten(input_ids, real, places)
-        found = flat_states(trunk, flat)
+        found = flat_states(trunk, flat.input_ids, flat.position_ids, flat.layout)
         expected = trunk(
             input_ids=input_ids, attention_mask=real.long(), position_ids=places, use_cache=False
         ).last_hidden_state

@@ -7,17 +7,18 @@ when each conversation is encoded apart, and the prompt's tokens are computed on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefloop.data.batching import length_groups
 from prefloop.models.adapters import plain
-from prefloop.models.forward import precision_context
+from prefloop.models.forward import adjusts_logits, forward_groups, hidden_states, precision_context
+from prefloop.models.ragged import Layout, flat_states, layout_of, reads_flat
 
 ATTENTION_COST = 1 / 4
 """What a token costs in attention for each token that it may look at, in layers of width 1, to what it costs
@@ -37,14 +38,21 @@ class Tree:
         return len(self.prefix) + sum(map(len, self.branches))
 
 
-def tree_of(sequences: Sequence[Tokens]) -> Tree:
-    """Sequences as one tree: what they have in common at the beginning, and the rest of each."""
+def tree_of(sequences: Sequence[Tokens], longest: int | None = None) -> Tree:
+    """Sequences as one tree: what they have in common at the beginning, and the rest of each.
+
+    Args:
+        longest: tokens of the prefix at most, where some of what they have in common is not to be shared.
+    """
     limit = min(map(len, sequences)) - 1
+    limit = limit if longest is None else min(limit, longest)
     shared = next((i for i in range(limit) if len({ids[i] for ids in sequences}) > 1), limit)
     return Tree(sequences[0][:shared], [ids[shared:] for ids in sequences])
 
 
-def trees_of(sequences: Sequence[Tokens], width: int, *, always: bool = False) -> list[Tree]:
+def trees_of(
+    sequences: Sequence[Tokens], width: int, *, always: bool = False, longest: int | None = None
+) -> list[Tree]:
     """One tree of all sequences where that pays, else a tree each.
 
     A tree has fewer tokens, but its attention is computed over all of it before the mask takes most away:
@@ -53,12 +61,13 @@ def trees_of(sequences: Sequence[Tokens], width: int, *, always: bool = False) -
     Args:
         width: hidden size of the trunk, which sets what a token costs besides attention.
         always: one tree in any case.
+        longest: tokens of the prefix at most.
     """
 
     def cost(length: int) -> float:
         return length * (1 + ATTENTION_COST * length / width)
 
-    tree = tree_of(sequences)
+    tree = tree_of(sequences, longest)
     if always or cost(len(tree)) < sum(cost(len(ids)) for ids in sequences):
         return [tree]
     return [Tree([], [ids]) for ids in sequences]
@@ -66,82 +75,195 @@ def trees_of(sequences: Sequence[Tokens], width: int, *, always: bool = False) -
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Padded trees.
+    """Trees as a trunk sees them: padded rows, or end to end.
 
     Attributes:
-        input_ids, position_ids: (B, T) int64; positions are those of the conversations encoded apart.
-        attention_mask: (B, 1, T, T) bool, True where query (dim 2) may look at key (dim 3).
-        rows, ends: (N,) int64, the tree and the place of each branch's last token, branches in order.
+        input_ids, position_ids: (B, T) int64, or (N,) end to end; positions are those of the conversations
+            encoded apart.
+        starts: (B,) int64, where each tree begins in the flattened tokens.
+        rows, ends: (K,) int64, the tree and the place in it of each branch's last token, branches in order.
+        attention_mask: (B, 1, T, T) bool, True where query (dim 2) may look at key (dim 3); None end to end.
+        layout: who attends to whom; None of padded rows.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    starts: Tensor
     rows: Tensor
     ends: Tensor
+    attention_mask: Tensor | None = None
+    layout: Layout | None = None
 
 
-def batch_trees(trees: Sequence[Tree], pad_id: int) -> TreeBatch:
+def _tokens(tree: Tree) -> tuple[list[int], list[int], list[int]]:
+    """A tree's tokens, their positions, and the branch that each belongs to: 0 is the prefix."""
+    ids, positions, branch = list[int](), list[int](), list[int]()
+    for number, own in enumerate([tree.prefix, *tree.branches]):
+        offset = len(tree.prefix) if number else 0
+        ids += own
+        positions += range(offset, offset + len(own))
+        branch += [number] * len(own)
+    return ids, positions, branch
+
+
+def _ends(trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
+    """The tree and the place in it of each branch's last token."""
+    rows, ends = list[int](), list[int]()
+    for row, tree in enumerate(trees):
+        rows += [row] * len(tree.branches)
+        ends += [end - 1 for end in accumulate(map(len, tree.branches), initial=len(tree.prefix))][1:]
+    return torch.tensor(rows), torch.tensor(ends)
+
+
+def padded_trees(trees: Sequence[Tree], pad_id: int) -> TreeBatch:
     """Pads trees on the right; a pad looks at pads alone, and nothing looks at it."""
     width = max(map(len, trees))
     input_ids = torch.full((len(trees), width), pad_id, dtype=torch.long)
     position_ids = torch.zeros((len(trees), width), dtype=torch.long)
-    branch = torch.full((len(trees), width), -1)  # 0 is the prefix, k the k-th branch, -1 padding
-    rows, ends = [], []
+    branch = torch.full((len(trees), width), -1)
     for row, tree in enumerate(trees):
-        end = 0
-        for number, ids in enumerate([tree.prefix, *tree.branches]):
-            start, end = end, end + len(ids)
-            input_ids[row, start:end] = torch.tensor(ids, dtype=torch.long)
-            offset = len(tree.prefix) if number else 0
-            position_ids[row, start:end] = torch.arange(offset, offset + len(ids))
-            branch[row, start:end] = number
-            if number:
-                rows.append(row)
-                ends.append(end - 1)
+        for place, values in zip((input_ids, position_ids, branch), _tokens(tree), strict=True):
+            place[row, : len(values)] = torch.tensor(values)
     query, key = branch[:, :, None], branch[:, None, :]
     before = torch.ones(width, width, dtype=torch.bool).tril()
     allowed = before & ((key == query) | ((key == 0) & (query >= 0)))
-    return TreeBatch(input_ids, position_ids, allowed[:, None], torch.tensor(rows), torch.tensor(ends))
+    starts = torch.arange(len(trees)) * width
+    return TreeBatch(input_ids, position_ids, starts, *_ends(trees), attention_mask=allowed[:, None])
+
+
+def flat_trees(trees: Sequence[Tree]) -> TreeBatch:
+    """Trees end to end; attention sees each branch behind its prefix (`prefloop.models.ragged`)."""
+    input_ids, position_ids = list[int](), list[int]()
+    starts, lengths, prefix_starts, prefix_lengths = list[int](), list[int](), list[int](), list[int]()
+    trunks = list[int]()
+    for tree in trees:
+        first = len(input_ids)
+        trunks.append(first)
+        ids, positions, _ = _tokens(tree)
+        input_ids += ids
+        position_ids += positions
+        starts += accumulate(map(len, tree.branches[:-1]), initial=first + len(tree.prefix))
+        lengths += map(len, tree.branches)
+        prefix_starts += [first] * len(tree.branches)
+        prefix_lengths += [len(tree.prefix)] * len(tree.branches)
+    layout = layout_of(starts, lengths, prefix_starts, prefix_lengths)
+    tokens = torch.tensor(input_ids), torch.tensor(position_ids), torch.tensor(trunks)
+    return TreeBatch(*tokens, *_ends(trees), layout=layout)
+
+
+Read = Callable[[Tensor, TreeBatch, list[int]], Tensor]
+"""From hidden states of a batch with K branches, flattened (tokens, D), and the branches' numbers, to a row
+for each."""
+
+
+def _of_branches(
+    model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str, read: Read
+) -> Tensor:
+    """What `read` makes of each branch, trees and branches in order."""
+    device = model.device
+    starts = [0, *accumulate(len(tree.branches) for tree in trees)]
+    parts, places = [], list[int]()
+    for group in forward_groups(model, [len(tree) for tree in trees]):
+        numbers = [place for i in group for place in range(starts[i], starts[i + 1])]
+        with precision_context(precision, device.type):
+            hidden, batch = _tree_states(model, [trees[i] for i in group], pad_id)
+            parts.append(read(hidden, batch, numbers))
+        places += numbers
+    together = torch.cat(parts)
+    return torch.zeros_like(together).index_copy(0, torch.tensor(places, device=device), together)
+
+
+def _tree_states(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor, TreeBatch]:
+    """Hidden states of trees, flattened (tokens, D), and where what stands in them."""
+    device, trunk = model.device, plain(model).base_model
+    if reads_flat(trunk):
+        batch = flat_trees(trees)
+        assert batch.layout is not None
+        return flat_states(trunk, batch.input_ids, batch.position_ids, batch.layout), batch
+    batch = padded_trees(trees, pad_id)
+    assert batch.attention_mask is not None
+    hidden: Tensor = trunk(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        position_ids=batch.position_ids.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden.flatten(0, 1), batch
+
+
+def _last(hidden: Tensor, batch: TreeBatch, _: list[int]) -> Tensor:
+    """Hidden states of the branches' last tokens: (K, D)."""
+    return hidden.index_select(0, (batch.starts[batch.rows] + batch.ends).to(hidden.device))
 
 
 def tree_scores(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str) -> Tensor:
     """A classifier's scores at each branch's last token, trees and branches in order: (N, labels) float32."""
-    device = model.device
-    groups = length_groups([len(tree) for tree in trees], device.type)
-    starts = [0]
-    for tree in trees:
-        starts.append(starts[-1] + len(tree.branches))
-    parts, places = [], list[int]()
-    trunk, head = plain(model).base_model, cast(nn.Module, plain(model).score)
-    for group in groups:
-        batch = batch_trees([trees[i] for i in group], pad_id)
-        with precision_context(precision, device.type):
-            hidden = trunk(
-                input_ids=batch.input_ids.to(device),
-                attention_mask=batch.attention_mask.to(device),
-                position_ids=batch.position_ids.to(device),
-                use_cache=False,
-            ).last_hidden_state
-            parts.append(head(hidden[batch.rows.to(device), batch.ends.to(device)]))
-        places += [place for i in group for place in range(starts[i], starts[i + 1])]
-    scores = torch.cat(parts).float()
-    return torch.zeros_like(scores).index_copy(0, torch.tensor(places, device=device), scores)
+    head = cast(nn.Module, plain(model).score)
+
+    def read(hidden: Tensor, batch: TreeBatch, numbers: list[int]) -> Tensor:
+        return cast(Tensor, head(_last(hidden, batch, numbers))).float()
+
+    return _of_branches(model, trees, pad_id, precision, read)
+
+
+def tree_logprobs(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    wanted: Sequence[Sequence[bool]],
+    pad_id: int,
+    precision: str,
+) -> Tensor:
+    """A language model's log-probs SUMMED over each branch's wanted tokens, trees and branches in order.
+
+    The head runs on the tokens before wanted ones alone. A branch's first token follows the prefix's last,
+    whose hidden state so serves all branches; without a prefix nothing is before it, and it is never wanted.
+
+    Args:
+        wanted: for each branch one bool a token.
+
+    Returns:
+        (N,) float32, or float64 of a model in float64.
+    """
+    head = plain(model).get_output_embeddings()
+    branches = [(len(tree.prefix), branch) for tree in trees for branch in tree.branches]
+
+    def read(hidden: Tensor, batch: TreeBatch, numbers: list[int]) -> Tensor:
+        found = list[tuple[int, int, int]]()
+        ends = zip(numbers, batch.starts[batch.rows].tolist(), batch.ends.tolist(), strict=True)
+        for branch, (number, start, end) in enumerate(ends):
+            prefix, tokens = branches[number]
+            before = [prefix - 1, *range(end + 1 - len(tokens), end)]
+            found += [
+                (branch, start + place, token)
+                for place, token, flag in zip(before, tokens, wanted[number], strict=True)
+                if flag and place >= 0
+            ]
+        table = torch.tensor(found, dtype=torch.long, device=hidden.device).view(-1, 3)
+        owners, places, targets = table.unbind(dim=1)
+        logits = cast(Tensor, head(hidden.index_select(0, places)))  # (wanted tokens, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        picked = torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
+
+    return _of_branches(model, trees, pad_id, precision, read)
 
 
 @torch.no_grad()
 def can_share(model: PreTrainedModel, pad_id: int) -> bool:
-    """True for a trunk that reads a tree as it reads its conversations apart.
+    """True for a classifier or language model whose trunk reads a tree as it reads its conversations apart.
 
-    What its configuration rules out is refused: windows of attention, and kernels that take no mask of this
-    shape. The rest is tried on a few tokens, since positions that a model keeps for itself (recurrences,
-    biases by distance) show nowhere else.
+    What its configuration rules out is refused: windows of attention, kernels that take no mask of this
+    shape, and logits that are changed after the head. The rest is tried on a few tokens, since positions that
+    a model keeps for itself (recurrences, biases by distance) show nowhere else.
     """
     inner = plain(model)
     text = inner.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    if not hasattr(inner, "score") or kinds != {"full_attention"} or window:
+    scores = hasattr(inner, "score")
+    if kinds != {"full_attention"} or window:
+        return False
+    if not scores and (inner.get_output_embeddings() is None or adjusts_logits(inner)):
         return False
     if text._attn_implementation != "sdpa" or int(getattr(text, "vocab_size", 0)) < 8:
         return False
@@ -150,11 +272,15 @@ def can_share(model: PreTrainedModel, pad_id: int) -> bool:
     was_training = model.training
     model.eval()
     try:
-        found = tree_scores(model, [tree], pad_id, "fp32")
         apart = [torch.tensor([[*tree.prefix, *branch]], device=model.device) for branch in tree.branches]
-        expected = [model(input_ids=ids, use_cache=False).logits[0] for ids in apart]
+        if scores:
+            found = tree_scores(model, [tree], pad_id, "fp32")
+            expected = [model(input_ids=ids, use_cache=False).logits[0] for ids in apart]
+        else:
+            found = _of_branches(model, [tree], pad_id, "fp32", _last)
+            expected = [hidden_states(model, ids, torch.ones_like(ids))[0, -1] for ids in apart]
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
         return False  # it takes no such mask or positions
     finally:
         model.train(was_training)
-    return bool(torch.allclose(found, torch.stack(expected).float(), atol=1e-4, rtol=1e-4))
+    return bool(torch.allclose(found.float(), torch.stack(expected).float(), atol=1e-4, rtol=1e-4))

@@ -15,18 +15,33 @@ from prefloop.data.batching import Order, chunks, collate, length_groups, steps_
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError
 from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.models.shared_prompt import Tree, tree_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ALONE, Ranks, ranks
 from prefloop.training.loop import Observer, Part, train
 from prefloop.training.pairs import EncodedComparison
 from prefloop.training.recorder import Recorder
+from prefloop.training.shared_prompts import with_shared_prompts
 
 
 def completion_logprobs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], precision: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    precision: str,
+    trees: Sequence[Tree] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs SUMMED over each completion, (B,), and completion lengths (B,) in tokens."""
+    """Log-probs SUMMED over each completion, (B,), and completion lengths (B,) in tokens.
+
+    Args:
+        trees: the rows as branches, in order, with no trainable token in a prefix; none encodes each apart.
+    """
+    if any(len(tree.branches) > 1 for tree in trees):
+        branches = [branch for tree in trees for branch in tree.branches]
+        wanted = [row.trainable[-len(branch) :] for row, branch in zip(rows, branches, strict=True)]
+        found = tree_logprobs(model, trees, wanted, int(tokenizer.pad_token_id), precision)
+        return found, torch.tensor([sum(flags) for flags in wanted], device=found.device)
     device = model.device.type
     batch = collate(rows, tokenizer).to(device)
     groups = length_groups(batch.attention_mask.sum(dim=-1).tolist(), device)
@@ -88,7 +103,8 @@ def policy_pairs(
 ) -> PolicyPairs:
     """Runs each completion once and puts its log-prob into all its pairs."""
     rows = [row for comparison in comparisons for row in comparison.completions]
-    sums, lengths = completion_logprobs(model, tokenizer, rows, precision)
+    trees = [tree for comparison in comparisons for tree in comparison.trees]
+    sums, lengths = completion_logprobs(model, tokenizer, rows, precision, trees)
     better: list[int] = []
     worse: list[int] = []
     soft: list[float] = []
@@ -168,6 +184,7 @@ def fit_comparisons(
             f"{what} has no pair to train on: no comparison orders its completions",
             "look at data/quarantine and metrics/validate-preferences.json",
         )
+    comparisons = with_shared_prompts(comparisons, model, tokenizer, config)
     key = (run["seed"], what)
     order = Order(len(comparisons), config.batch_size, key)
     total = steps_in(len(comparisons), config.batch_size, config.epochs, config.steps)

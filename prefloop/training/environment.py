@@ -102,8 +102,8 @@ def load_environment(path: Path | str) -> Environment:
 
 
 def apply(environment: Environment, threads: int = 0) -> None:
-    """Sets threads (the environment's where `threads` is 0), deterministic algorithms, and how memory is kept,
-    for this process."""
+    """Sets threads (the environment's where `threads` is 0), deterministic algorithms, and how this process
+    keeps memory."""
     keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch

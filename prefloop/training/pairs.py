@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +11,7 @@ from prefloop.config.direct import PairwiseConfig
 from prefloop.data.comparisons import Ranking
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError
+from prefloop.models.shared_prompt import Tree
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class EncodedComparison:
         completions: those that enter a pair.
         pairs: (better, worse) indices into `completions`.
         probability: the label's softness, 1 for a plain label.
+        trees: the completions' conversations, in order, where their prompts are encoded once; see
+            `prefloop.training.shared_prompts`.
     """
 
     completions: list[Encoded]
     pairs: list[tuple[int, int]]
     probability: float
+    trees: Sequence[Tree] = ()
 
 
 @dataclass(frozen=True)

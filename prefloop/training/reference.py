@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefloop.data.batching import chunks
 from prefloop.data.templates import Encoded
 from prefloop.files import atomic_file
 from prefloop.models.adapters import plain, reference_mode
+from prefloop.models.shared_prompt import Tree
 from prefloop.training.direct import completion_logprobs
 from prefloop.training.distribution import ranks
 from prefloop.training.pairs import EncodedComparison
@@ -39,6 +41,7 @@ def row_logprobs(
     cache: Path | None = None,
     *,
     weights: str = "",
+    trees: Sequence[Tree] = (),
 ) -> Tensor:
     """Log-probs SUMMED over each row's completion under the reference: (N,) float32 on the CPU.
 
@@ -49,28 +52,34 @@ def row_logprobs(
             CPU the number of threads counts, too: it may change the last digit. A damaged file is computed
             again.
         weights: content hash of the reference; "" computes `weights_hash`.
+        trees: as for `completion_logprobs`.
     """
     file = None
     if cache is not None:
-        file = (
-            cache / f"{_key(weights or weights_hash(model), rows, precision, model.device.type)}.safetensors"
-        )
+        key = _key(weights or weights_hash(model), rows, precision, model.device.type, trees)
+        file = cache / f"{key}.safetensors"
         # Rank 0 looks, lest another find what a further training writes at this moment.
         stored = ranks().from_main(_stored(file, len(rows)) if ranks().main else None)
         if stored is not None:
             return stored
     model.eval()
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
+    # What goes through the model together: a tree with all its rows, or a row.
+    lengths = [len(tree) for tree in trees] or [len(row.input_ids) for row in rows]
+    counts = [len(tree.branches) for tree in trees] or [1] * len(rows)
+    places = [range(start, end) for start, end in pairwise([0, *accumulate(counts)])]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     # Several processes share whole passes, so that each number is the one that a single process computes.
-    passes = list(chunks(order, 128))
+    passes = list(chunks(order, max(128 // max(counts, default=1), 1)))
     found: list[Tensor] = []
     with reference_mode(model):
         for group in ranks().share(passes):
-            sums, _ = completion_logprobs(model, tokenizer, [rows[i] for i in group], precision)
+            own = [rows[place] for i in group for place in places[i]]
+            together = [trees[i] for i in group] if trees else []
+            sums, _ = completion_logprobs(model, tokenizer, own, precision, together)
             found.append(sums.cpu())
     result = torch.zeros(len(rows))
     for group, values in zip(passes, ranks().woven(ranks().gather(found)), strict=True):
-        result[list(group)] = values
+        result[[place for i in group for place in places[i]]] = values
     if file is not None and ranks().main:
         with atomic_file(file, "wb") as handle:
             handle.write(save({"reference": result}, {"sha256": _digest(result)}))
@@ -89,7 +98,8 @@ def reference_logprobs(
     """The same for every completion of every comparison: (K,) float32 on the CPU for each."""
     sizes = [len(comparison.completions) for comparison in comparisons]
     flat = [row for comparison in comparisons for row in comparison.completions]
-    result = row_logprobs(model, tokenizer, flat, precision, cache, weights=weights)
+    trees = [tree for comparison in comparisons for tree in comparison.trees]
+    result = row_logprobs(model, tokenizer, flat, precision, cache, weights=weights, trees=trees)
     return list(result.split(sizes)) if sizes else []
 
 
@@ -106,7 +116,9 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _key(weights: str, rows: Sequence[Encoded], precision: str, device: str) -> str:
+def _key(
+    weights: str, rows: Sequence[Encoded], precision: str, device: str, trees: Sequence[Tree] = ()
+) -> str:
     threads = torch.get_num_threads() if device == "cpu" else 0
     digest = hashlib.sha256(repr((FORMAT, weights, precision, device, threads, torch.__version__)).encode())
     for row in rows:
@@ -114,6 +126,9 @@ def _key(weights: str, rows: Sequence[Encoded], precision: str, device: str) -> 
         ids = [len(row.prompt_ids), len(row.completion_ids), *row.input_ids]
         digest.update(np.asarray(ids, dtype=np.int64).tobytes())
         digest.update(bytes(row.trainable))
+    if trees:
+        shapes = [[len(tree.prefix), len(tree.branches)] for tree in trees]
+        digest.update(b"trees" + np.asarray(shapes, dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 

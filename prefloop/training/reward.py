@@ -13,15 +13,15 @@ from prefloop.config.reward import RewardConfig
 from prefloop.data.batching import Order, chunks, steps_in
 from prefloop.data.comparisons import Ranking
 from prefloop.errors import DataError
-from prefloop.models.loading import embedding_shape
 from prefloop.models.reward_model import RewardModel
-from prefloop.models.shared_prompt import Tree, can_share, tree_scores, trees_of
+from prefloop.models.shared_prompt import Tree, tree_scores
 from prefloop.objectives import bradley_terry, plackett_luce
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ranks
 from prefloop.training.loop import Part, train
 from prefloop.training.noise import Key
 from prefloop.training.recorder import Recorder
+from prefloop.training.shared_prompts import forest_of
 
 LOSSES = {"bradley_terry": bradley_terry.ranking_loss, "plackett_luce": plackett_luce.ranking_loss}
 
@@ -126,21 +126,9 @@ def fit_reward_model(
 def shared_prompts(
     model: RewardModel, rows: Sequence[EncodedRanking], config: RewardConfig
 ) -> list[list[Tree]] | None:
-    """Each ranking's conversations as trees that encode its prompt once; None where none is to be shared.
-
-    With dropout there are none: a conversation's masks are its own, its prompt's included.
-    """
-    unmeasured = config.share_prompt == "auto" and model.model.device.type != "cpu"
-    if (
-        config.share_prompt == "off"
-        or (config.lora.rank and config.lora.dropout)
-        or unmeasured
-        or not can_share(model.model, int(model.tokenizer.pad_token_id))
-    ):
-        return None
-    always, width = config.share_prompt == "on", embedding_shape(model.model)[1]
-    forest = [trees_of(row.sequences, width, always=always) for row in rows]
-    return forest if any(len(trees[0].branches) > 1 for trees in forest) else None
+    """Each ranking's conversations as trees that encode its prompt once; None where none is to be shared."""
+    pad_id = int(model.tokenizer.pad_token_id)
+    return forest_of(model.model, pad_id, [row.sequences for row in rows], config)
 
 
 @torch.no_grad()

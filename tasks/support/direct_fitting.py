@@ -17,6 +17,7 @@ from prefloop.models.loading import load_policy
 from prefloop.training.direct import Run
 from prefloop.training.looks import Looks, apart
 from prefloop.training.pairs import Cut, EncodedComparison, encode_comparisons
+from prefloop.training.shared_prompts import with_shared_prompts
 from tasks.support.looks import PROMPTS
 from tasks.support.policy_output import write_policy
 from tasks.support.stage import Stage
@@ -119,7 +120,10 @@ def comparisons(stage: Stage[Any], begun: Start[P]) -> Comparisons:
     about = f"{pairs:,} pairs of {len(encoded):,} prompts"
     stage.say(f"{about}, {len(encoded_held):,} prompts held out, {said(cut)}")
     counts = {"pairs": pairs, "prompts": len(encoded), "unused": unused, **cut_figures(cut)}
-    return Comparisons(encoded, encoded_held, counts, about)
+    model, tokenizer, config = begun.model, begun.tokenizer, begun.config
+    # Before anything is asked of the model, so that policy and reference compute alike.
+    shared = (with_shared_prompts(part, model, tokenizer, config) for part in (encoded, encoded_held))
+    return Comparisons(*shared, counts, about)
 
 
 def said(cut: Cut) -> str:

@@ -14,7 +14,7 @@ from benchmarks.alongside.material import conversations
 from benchmarks.alongside.rows import ROWS
 from benchmarks.alongside.table import TOLERANCE, Row, compare, relative, table
 from benchmarks.peers.recording import Recording, sequences_of
-from prefloop.models.shared_prompt import Tree, batch_trees
+from prefloop.models.shared_prompt import Tree, padded_trees
 
 EQUAL = Row("dpo", "dpo")
 IN_ALL = Row("dpo, otherwise", "dpo", differs="all", why="by decision")
@@ -119,7 +119,7 @@ def test_a_recording_has_the_tokens_that_went_through_with_gradient() -> None:
 
 def test_sequences_that_share_their_beginning_are_told_apart() -> None:
     trees = [Tree([5, 6], [[7], [8, 9]]), Tree([], [[4]])]
-    batch = batch_trees(trees, pad_id=0)
+    batch = padded_trees(trees, pad_id=0)
     found = [sequences_of(ids, mask) for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     assert found == [[[5, 6, 7], [5, 6, 8, 9]], [[4]]]
 

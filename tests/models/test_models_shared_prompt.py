@@ -1,4 +1,4 @@
-"""A prompt encoded once gives what conversations encoded apart give: scores, gradients, and who may do it."""
+"""A prompt encoded once gives what conversations encoded apart give: scores, log-probs and gradients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prefloop.config.training import LoraConfig
 from prefloop.models.adapters import attach
 from prefloop.models.reward_model import RewardModel
-from prefloop.models.shared_prompt import Tree, batch_trees, can_share, tree_of, tree_scores, trees_of
+from prefloop.models.shared_prompt import (
+    Tree,
+    can_share,
+    padded_trees,
+    tree_logprobs,
+    tree_of,
+    tree_scores,
+    trees_of,
+)
 from tests import tiny
 
 FULL = ["llama", "qwen3", "gpt2"]
@@ -23,6 +32,13 @@ SEQUENCES = [
     [[30, 31, 32, 33], [34, 35]],  # nothing in common
     [[40, 41, 42, 43, 44, 45]],  # alone
 ]
+COMPLETIONS = [
+    ([7, 8, 9], [[10, 11, 12], [13]]),
+    ([7, 8], [[20, 21, 22, 23], [20, 21, 24], [20], [25, 26, 27, 28, 29, 30]]),  # some begin alike
+    ([5], [[6, 7], [6, 7]]),
+    ([40, 41, 42, 43], [[44, 45]]),
+]
+TREES = [tree_of([prompt + own for own in several], len(prompt)) for prompt, several in COMPLETIONS]
 
 
 def reward_model(folder: Path, kind: str, heads: int = 1) -> RewardModel:
@@ -33,7 +49,7 @@ def pad_id(model: RewardModel) -> int:
     return int(model.tokenizer.pad_token_id)
 
 
-def gradients(model: RewardModel, scores: Tensor) -> dict[str, Tensor]:
+def gradients(model: nn.Module, scores: Tensor) -> dict[str, Tensor]:
     """Of a mean that weighs every score differently."""
     model.zero_grad(set_to_none=True)
     weights = torch.arange(1.0, scores.numel() + 1).reshape(scores.shape)
@@ -55,6 +71,88 @@ def test_scores_and_gradients_are_those_of_conversations_apart(kind: str, tmp_pa
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0, msg=name)
     assert max(float(g.abs().max()) for g in expected.values()) > 0.1
+
+
+def language_model(kind: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return tiny.model(tiny.tokenizer(), kind=kind, layers=2).to(dtype)
+
+
+def logprobs_apart(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Tensor:
+    """Of each token of a completion, from the whole conversation's logits."""
+    logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
+    predicted = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+    return predicted.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+
+# Norms and rotations of llama and qwen3 are computed in float32 whatever the weights are.
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [
+        ("gpt2", torch.float64, 1e-12),
+        ("llama", torch.float64, 1e-6),
+        *((kind, torch.float32, 1e-5) for kind in FULL),
+    ],
+)
+def test_log_probs_and_gradients_are_those_of_conversations_apart(
+    kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = language_model(kind, dtype)
+    wanted = [[n % 3 != 1 for n in range(len(branch))] for tree in TREES for branch in tree.branches]
+    every = [[True] * len(flags) for flags in wanted]
+    tokens = [logprobs_apart(model, prompt, own) for prompt, several in COMPLETIONS for own in several]
+    for asked in (every, wanted):
+        apart = torch.stack([own[torch.tensor(f)].sum() for own, f in zip(tokens, asked, strict=True)])
+        shared = tree_logprobs(model, TREES, asked, 0, "fp32")
+        assert shared.dtype == dtype
+        torch.testing.assert_close(shared, apart, atol=tolerance, rtol=0)
+        model.zero_grad(set_to_none=True)
+        gradient = torch.autograd.grad(shared.square().sum(), list(model.parameters()))
+        expected = torch.autograd.grad(apart.square().sum(), list(model.parameters()), retain_graph=True)
+        for found, value in zip(gradient, expected, strict=True):
+            scale = max(float(value.abs().max()), 1.0)
+            torch.testing.assert_close(found, value, atol=tolerance * scale, rtol=0)
+
+
+def test_where_nothing_is_wanted_log_probs_are_zero() -> None:
+    model = language_model("llama")
+    nothing = [[False] * len(branch) for tree in TREES for branch in tree.branches]
+    found = tree_logprobs(model, TREES, nothing, 0, "fp32")
+    assert found.tolist() == [0.0] * 9
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    # Before the first token of all there is nothing that could predict it.
+    alone = tree_logprobs(model, [Tree([], [[5], [5, 6]])], [[True], [True, True]], 0, "fp32")
+    assert alone[0] == 0
+    torch.testing.assert_close(alone[1], logprobs_apart(model, [5], [6])[0], atol=1e-5, rtol=0)
+
+
+def test_a_prefix_ends_where_it_is_told_to() -> None:
+    assert [len(tree.prefix) for tree in TREES] == [3, 2, 1, 4]
+    assert len(tree_of([[5, 6, 7], [5, 6, 8]], 9).prefix) == 2
+    # Half of a conversation that is not to be shared decides whether a tree pays.
+    one, other = [*range(100)], [*range(99), 200]
+    assert len(trees_of([one, other], 128)) == 1
+    assert len(trees_of([one, other], 128, longest=2)) == 2
+
+
+@pytest.mark.parametrize("kind", [*FULL, "gemma3_text", "mistral"])
+def test_a_language_model_shares_where_its_attention_is_full(kind: str) -> None:
+    assert can_share(language_model(kind), 0) == (kind in FULL)
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
+def test_a_model_that_changes_its_logits_does_not_share(name: str) -> None:
+    model = language_model("llama")
+    setattr(model.config, name, 30.0)
+    assert not can_share(model, 0)
+
+
+def test_a_language_model_that_counts_positions_for_itself_does_not_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = language_model("gpt2")
+    forward = model.base_model.forward
+    monkeypatch.setattr(model.base_model, "forward", lambda position_ids=None, **rest: forward(**rest))
+    assert not can_share(model, 0)
 
 
 def test_an_adapter_is_read_through(tmp_path: Path) -> None:
@@ -104,7 +202,7 @@ def test_what_stands_at_padding_changes_nothing(tmp_path: Path) -> None:
 def test_a_tree_by_hand() -> None:
     tree = tree_of([[5, 6, 7], [5, 6, 8, 9]])
     assert (list(tree.prefix), [list(b) for b in tree.branches]) == ([5, 6], [[7], [8, 9]])
-    batch = batch_trees([tree, Tree([], [[3]])], pad_id=0)
+    batch = padded_trees([tree, Tree([], [[3]])], pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 0, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 0, 0, 0, 0]]
     assert (batch.rows.tolist(), batch.ends.tolist()) == ([0, 0, 1], [2, 4, 0])

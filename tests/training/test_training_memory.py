@@ -159,7 +159,7 @@ def test_every_training_goes_on_with_less(name: str, tmp_path: Path) -> None:
     """Real models in which a forward pass of half a batch with gradient runs out of memory."""
     rows = {"reward": 6, "dpo": 6, "dpo_with_adapter": 6, "orpo": 6, "simpo": 6, "sft_packed": 1}.get(name, 2)
     steps: dict[str, Any] = {"steps": 2, "batch_size": 4}
-    if name == "reward":
+    if name in ("reward", "dpo", "dpo_with_adapter", "orpo", "simpo"):
         steps["share_prompt"] = "off"  # so that rows of a pass are completions
     whole = nn.Module.__call__
 

@@ -53,9 +53,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     inner = reference_module.completion_logprobs
 
-    def counting(model: Any, tokens: Any, rows: Any, precision: str) -> Any:
+    def counting(model: Any, tokens: Any, rows: Any, *rest: Any) -> Any:
         counts.append(len(rows))
-        return inner(model, tokens, rows, precision)
+        return inner(model, tokens, rows, *rest)
 
     monkeypatch.setattr(reference_module, "completion_logprobs", counting)
     return counts

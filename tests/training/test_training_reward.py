@@ -13,6 +13,7 @@ from prefloop.config.reward import EnsembleConfig, RewardConfig
 from prefloop.config.training import LoraConfig
 from prefloop.data.comparisons import Ranking
 from prefloop.errors import DataError, ModelError, StopRequested
+from prefloop.models import ragged
 from prefloop.models.adapters import attach, has_adapter
 from prefloop.models.reward_model import RewardModel
 from prefloop.training.checkpoints import Checkpoints
@@ -239,7 +240,9 @@ def test_shared_prompts_take_the_same_steps(checkpointing: bool, tmp_path: Path)
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(tmp_path: Path) -> None:
+def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = Ranking("What colour is the lamp? " * 2, ["Blue.", "Red.", "Red, I think."], [0, 1, 2])
     short = Ranking("a", ["It is red, I think. " * 2, "I cannot help with that. " * 2], [0, 1])
 
@@ -252,10 +255,15 @@ def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(tmp_path: Pa
         forest = shared_prompts(model, rows, config(share_prompt=share, **changes))
         return None if forest is None else [len(trees) for trees in forest]
 
-    assert found("auto", [long, short]) == [1, 2]
+    assert found("auto", [long, short]) == [1, 1]
     assert found("on", [long, short]) == [1, 1]
     assert found("off", [long, short]) is None
-    assert found("auto", [short]) is None
+    # Where trees are padded and masked, a short prompt of long completions is not worth it.
+    with monkeypatch.context() as patch:
+        patch.setattr(ragged, "_may_read_flat", lambda trunk: False)
+        assert found("auto", [long, short]) == [1, 2]
+        assert found("on", [long, short]) == [1, 1]
+        assert found("auto", [short]) is None
     assert found("on", [long, short], "mistral") is None
     # The masks of a conversation are its own, those of its prompt, too.
     assert found("on", [long, short], lora=LoraConfig(rank=2, dropout=0.1)) is None

@@ -48,6 +48,7 @@ from prefloop.training.recorder import Recorder
 from prefloop.training.reference import reference_logprobs
 from prefloop.training.rejection import RejectionTrainer
 from prefloop.training.reward import encode_rankings, fit_reward_model
+from prefloop.training.shared_prompts import with_shared_prompts
 from prefloop.training.simpo import simpo_part
 from tests import tiny
 
@@ -154,6 +155,7 @@ def dpo(
     config = DPOConfig(**{**DIRECT, **changes})
     model, tokens = _policy(config, width=width)
     comparisons, _ = encode_comparisons(RANKINGS, tokens, config)
+    comparisons = with_shared_prompts(comparisons, model, tokens, config)
     reference = reference_logprobs(model, tokens, comparisons, "fp32")
     run = _run(folder, recorder, every)
     looks = Looks(model, tokens, PROMPTS[:3], SamplingConfig(max_new_tokens=6), config.looks, seed=0)
