@@ -193,7 +193,7 @@ def recomputed(trunk: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def _attending(trunk: Any, name: str = NAME) -> Iterator[None]:
-    """Within it the trunk's layers call the attention `name`; transformers makes no mask for this module's."""
+    """Within it the trunk's layers call the attention `name`; for `NAME` transformers makes no mask."""
     before = trunk.config._attn_implementation
     trunk.config._attn_implementation = name
     try:

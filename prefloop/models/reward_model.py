@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,14 @@ from prefloop.data.batching import length_groups, pad
 from prefloop.data.templates import Message, as_messages, render
 from prefloop.errors import ModelError
 from prefloop.files import read_json, write_json
+from prefloop.models.adapters import plain
 from prefloop.models.classifiers import draw_head, heads_of, is_causal, load_classifier, score_head
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length, to_device
+from prefloop.models.ragged import reads_flat
 from prefloop.models.reward_normalisation import Normalisation
 from prefloop.models.saving import write_card
+from prefloop.models.shared_prompt import Tree, can_share, tree_scores
 from prefloop.training.noise import Key, torch_seed
 
 _NORMALISATION = "reward_normalisation.json"
@@ -60,6 +64,19 @@ class RewardModel(nn.Module):
         """How many score."""
         return heads_of(self.model) + len(self.others)
 
+    @property
+    def _models(self) -> list[PreTrainedModel]:
+        return [self.model, *cast(Iterable[PreTrainedModel], self.others)]
+
+    @property
+    def _reads_flat(self) -> bool:
+        """True where scores can be read from sequences end to end, without padding."""
+        return (
+            not self.encoder_only
+            and reads_flat(plain(self.model).base_model)
+            and can_share(self.model, int(self.tokenizer.pad_token_id))
+        )
+
     def encode(self, prompt: Prompt, completion: Prompt, max_length: int = 0) -> list[int]:
         """Tokens of the whole conversation; a longer one loses its beginning."""
         messages = [*as_messages(prompt), *as_messages(completion, "assistant")]
@@ -77,10 +94,15 @@ class RewardModel(nn.Module):
 
     def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded conversations: (B, M) float32, read at the last real token of a decoder."""
+        if self._reads_flat:
+            # Ragged sequences are trees of one branch.
+            trees, pad_id = [Tree([], [ids]) for ids in sequences], int(self.tokenizer.pad_token_id)
+            found = [tree_scores(model, trees, pad_id, self.precision) for model in self._models]
+            return torch.cat(found, dim=1)
         groups = length_groups([len(ids) for ids in sequences], self.model.device.type)
         place = torch.tensor([i for group in groups for i in group], device=self.model.device)
         members = []
-        for model in (self.model, *self.others):
+        for model in self._models:
             scores = torch.cat([self._scores(model, [sequences[i] for i in group]) for group in groups])
             members.append(torch.zeros_like(scores).index_copy(0, place, scores))
         return torch.cat(members, dim=1)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -248,14 +249,24 @@ def tree_logprobs(
     return _of_branches(model, trees, pad_id, precision, read)
 
 
-@torch.no_grad()
+_CAN_SHARE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""What was found out of each model."""
+
+
 def can_share(model: PreTrainedModel, pad_id: int) -> bool:
     """True for a classifier or language model whose trunk reads a tree as it reads its conversations apart.
 
     What its configuration rules out is refused: windows of attention, kernels that take no mask of this
     shape, and logits that are changed after the head. The rest is tried on a few tokens, since positions that
-    a model keeps for itself (recurrences, biases by distance) show nowhere else.
+    a model keeps for itself (recurrences, biases by distance) show nowhere else. A model is tried once.
     """
+    if model not in _CAN_SHARE:
+        _CAN_SHARE[model] = _shares(model, pad_id)
+    return _CAN_SHARE[model]
+
+
+@torch.no_grad()
+def _shares(model: PreTrainedModel, pad_id: int) -> bool:
     inner = plain(model)
     text = inner.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])

@@ -14,6 +14,7 @@ from prefloop.config.training import LoraConfig
 from prefloop.data.comparisons import Ranking
 from prefloop.data.templates import Encoded
 from prefloop.errors import StopRequested
+from prefloop.models import ragged
 from prefloop.training.direct import completion_logprobs, policy_pairs
 from prefloop.training.dpo import held_out_figures
 from prefloop.training.pairs import EncodedComparison, encode_comparisons
