@@ -28,11 +28,11 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
             continue
         for name, part in model.base_model.named_modules():
             found.update(p for p in part.parameters(recurse=False) if _is_hidden(name, part, p))
-        # A tied table is the output layer's weight, too; a model within another has its head in a trunk.
-        others.update(p for head in (model.get_output_embeddings(),) if head for p in head.parameters())
-        others.update(
-            p for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters()
-        )
+        kept = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+        # A model within another has its output layer in the other's trunk.
+        if (head := model.get_output_embeddings()) is not None:
+            kept.append(head)
+        others.update(p for part in kept for p in part.parameters())
     return [p for p in module.parameters() if p.requires_grad and p in found and p not in others]
 
 
