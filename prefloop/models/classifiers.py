@@ -17,9 +17,9 @@ from prefloop.models.loading import (
     fit_embeddings,
     hub_options,
     load_tokenizer,
+    prepared,
     quiet,
     require_weights,
-    turn_dropout_off,
 )
 from prefloop.training.noise import Key, torch_seed
 
@@ -54,7 +54,7 @@ def load_classifier(
     if not labels:
         require_weights(source, found["missing_keys"])
     fit_embeddings(model, tokenizer)
-    return turn_dropout_off(model), tokenizer
+    return prepared(model), tokenizer
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:

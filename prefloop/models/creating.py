@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from prefloop.config.base import ArchitectureConfig
 from prefloop.data.default_templates import END, PAD, ROLE_TEMPLATE, ROLE_TOKENS
 from prefloop.errors import ConfigError, ModelError
-from prefloop.models.loading import turn_dropout_off
+from prefloop.models.loading import prepared
 from prefloop.training.noise import torch_seed
 
 
@@ -72,7 +72,7 @@ def create_model(
         ) from error
     torch_seed((seed, "base", "init"))
     try:
-        return turn_dropout_off(AutoModelForCausalLM.from_config(model_config))
+        return prepared(AutoModelForCausalLM.from_config(model_config))
     except (ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"no {config.model_type} can be made of base.architecture: {error}") from error
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from prefloop.data.default_templates import PAD, ensure_chat_template
 from prefloop.errors import ModelError
+from prefloop.models.quick_norms import quicken_norms
 
 # What transformers raises for files that are missing, damaged, of another shape or of another library.
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -117,7 +118,7 @@ def load_policy(
             f"the model {name} could not be loaded: {first_line(error)}", _remedy(name)
         ) from error
     fit_embeddings(model, tokenizer)
-    turn_dropout_off(model)
+    prepared(model)
     require_causal(name, model)
     return to_device(model, device), tokenizer
 
@@ -170,6 +171,12 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as every training, sampling and scoring has it: no dropout, norms with fewer passes."""
+    quicken_norms(turn_dropout_off(model))
+    return model
 
 
 def turn_dropout_off(model: PreTrainedModel) -> PreTrainedModel:

@@ -140,7 +140,10 @@ def test_a_saved_ensemble_is_the_same_and_loads_with_transformers_alone(shared: 
     again = RewardModel.load(tmp_path / "reward")
     assert again.normalisation == model.normalisation
     assert again.members == 3
-    assert torch.equal(again.score(PROMPTS, COMPLETIONS), model.score(PROMPTS, COMPLETIONS))
+    # A product may round by where in memory its matrices lie.
+    torch.testing.assert_close(
+        again.score(PROMPTS, COMPLETIONS), model.score(PROMPTS, COMPLETIONS), atol=1e-6, rtol=1e-5
+    )
     folders = [tmp_path / "reward"]
     if not shared:
         folders += [tmp_path / "reward" / f"member-{m}" for m in (1, 2)]
