@@ -149,7 +149,7 @@ def prompts(
         model.zero_grad(set_to_none=True)
         pairs = policy_pairs(model, tokenizer, comparisons, "fp32")
         loss = part(pairs, range(count), len(pairs.chosen)).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     assert abs(step(apart) - step(together)) < 1e-5 * abs(step(apart))

@@ -118,7 +118,7 @@ def test_where_nothing_is_wanted_log_probs_are_zero() -> None:
     nothing = [[False] * len(branch) for tree in TREES for branch in tree.branches]
     found = tree_logprobs(model, TREES, nothing, 0, "fp32")
     assert found.tolist() == [0.0] * 9
-    found.sum().backward()  # type: ignore[no-untyped-call]
+    found.sum().backward()
     # Before the first token of all there is nothing that could predict it.
     alone = tree_logprobs(model, [Tree([], [[5], [5, 6]])], [[True], [True, True]], 0, "fp32")
     assert alone[0] == 0

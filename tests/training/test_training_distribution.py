@@ -35,7 +35,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "sft_packed": ODD,
     "sft_with_adapter": ODD,
     "reward": ODD,
-    "dpo": ODD,
+    "dpo": {**ODD, "share_prompt": "on"},
     "dpo_with_adapter": ODD,
     "kto": ODD,
     "orpo": ODD,

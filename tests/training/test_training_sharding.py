@@ -37,6 +37,7 @@ JOBS: list[dict[str, Any]] = [
     {"name": "adapter", "training": "sft", "changes": {"batch_size": 7, "epochs": 1, "lora": LORA}},
     {"name": "reward", "training": "reward", "changes": ODD},
     {"name": "dpo", "training": "dpo", "changes": ODD},
+    {"name": "dpo-trees", "training": "dpo", "changes": {**ODD, "share_prompt": "on"}},
     {"name": "kto", "training": "kto", "changes": {"batch_size": 7, "epochs": 1}},
     {"name": "rejection", "training": "rejection", "changes": {"batch_size": 7, "rounds": 2}},
     {
@@ -60,7 +61,7 @@ JOBS: list[dict[str, Any]] = [
         "room": 2,
     },  # ends the group
 ]
-SHARED = [job["name"] for job in JOBS[1:14]]
+SHARED = [job["name"] for job in JOBS[1:15]]
 
 
 @pytest.fixture(scope="module")
