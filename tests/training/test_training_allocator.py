@@ -1,0 +1,52 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from prefloop.training.allocator import keep_freed_memory
+
+SCRIPT = """
+import json, resource, sys, time
+import torch
+from prefloop.training.allocator import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+def work():
+    for _ in range(20):
+        a, b = torch.ones(6_000_000), torch.ones(5_000_000)  # 24 and 20 MB
+        del a, b
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
+"""
+
+
+def faults(mode: str, **variables: str) -> tuple[bool, int]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, mode],
+        env={**plain, "THP_MEM_ALLOC_ENABLE": "0", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, count = json.loads(done.stdout)
+    return kept, count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone")
+def test_what_is_freed_is_not_fetched_anew() -> None:
+    _, before = faults("leave", MALLOC_MMAP_THRESHOLD_="65536")  # what glibc does until it has adapted
+    kept, after = faults("keep")
+    assert kept
+    assert before > 100_000  # 20 times 44 MB in pages of 4 KiB
+    assert after < before / 10
+
+
+def test_whoever_chose_otherwise_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert not keep_freed_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
