@@ -122,8 +122,10 @@ def comparisons(stage: Stage[Any], begun: Start[P]) -> Comparisons:
     counts = {"pairs": pairs, "prompts": len(encoded), "unused": unused, **cut_figures(cut)}
     model, tokenizer, config = begun.model, begun.tokenizer, begun.config
     # Before anything is asked of the model, so that policy and reference compute alike.
-    shared = (with_shared_prompts(part, model, tokenizer, config) for part in (encoded, encoded_held))
-    return Comparisons(*shared, counts, about)
+    encoded, encoded_held = (
+        with_shared_prompts(part, model, tokenizer, config) for part in (encoded, encoded_held)
+    )
+    return Comparisons(encoded, encoded_held, counts, about)
 
 
 def said(cut: Cut) -> str:
