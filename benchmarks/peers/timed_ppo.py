@@ -13,18 +13,26 @@ from trl_common import VERSIONS, arguments, load
 
 
 class Ticking(TrainerCallback):
-    """Ends a clock's step with each rollout batch."""
+    """Ends a clock's step with each rollout batch, and counts the updates that were made of it."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+        self.clock, self.updates = clock, 0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.clock.step()
 
+    def count(self, *args: Any) -> None:
+        self.updates += 1
+
 
 def train(job: dict[str, Any]) -> Clock:
-    """Trains on what the policy samples."""
+    """Trains on what the policy samples.
+
+    Raises:
+        RuntimeError: TRL made fewer or more updates than prefloop does.
+    """
     clock = Clock()
+    ticking = Ticking(clock)
     section = job["section"]
     (policy, tokenizer), (reference, _) = load(job), load(job)
     judge, critic = (
@@ -58,7 +66,7 @@ def train(job: dict[str, Any]) -> Clock:
         value_model=critic,
         train_dataset=rows,
         eval_dataset=rows,
-        callbacks=[Ticking(clock)],
+        callbacks=[ticking],
     )
     truncated = ppo_trainer.truncate_response
 
@@ -68,8 +76,12 @@ def train(job: dict[str, Any]) -> Clock:
         return cut
 
     ppo_trainer.truncate_response = counted
+    trainer.optimizer.optimizer.register_step_post_hook(ticking.count)
     with clock.watching(policy):
         trainer.train()
+    updates = section["steps"] * section["inner_epochs"] * section["minibatches"]
+    if ticking.updates != updates:
+        raise RuntimeError(f"TRL made {ticking.updates} updates instead of {updates}")
     clock.sampled = clock.as_dict()["losses"]
     return clock
 

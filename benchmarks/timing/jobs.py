@@ -48,11 +48,11 @@ def peer_arguments(method: str, rows: int, precision: str, *, tuned: bool) -> di
     """Arguments of TRL's configuration, over those that a comparison has (peers/trl_common.py).
 
     As it comes: its defaults but for what has to be equal on both sides. KTO's whole batch is one forward
-    pass in either case: its reference point is a micro-batch's, so another size would be another loss.
+    pass in either case: its reference point is a micro-batch's, so another size would be another loss. PPO's
+    is a minibatch, in slices of `per_device_train_batch_size` rows at most: as the whole batch, no limit.
+    With `gradient_accumulation_steps` above 1 it steps once in that many slices, across minibatches too.
     """
     at_once = rows if tuned or method in ("kto", "ppo") else min(AS_IT_COMES, rows)
-    if method == "ppo":  # its batch is this times the accumulation, its minibatches a share of that
-        at_once //= PPO["minibatches"]
     given: dict[str, Any] = {
         "bf16": precision == "bf16",
         "logging_strategy": "steps",
