@@ -1,6 +1,8 @@
 """What each technique of training and sampling gains: the same work with it and without, in turn.
 
-    python -m benchmarks.techniques [draws caches steps prompts] [--threads 1] [--rounds 9] [--json FILE]
+    python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
+
+Parts are draws, caches, steps, prompts, rows, norms and memory; all of them by default.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -11,15 +13,18 @@ benchmarks/length_groups.py.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-import tasks  # noqa: F401  (a stage's memory settings, before torch is imported)
+import tasks  # noqa: F401  (how a stage's threads wait, before torch is imported)
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
 from benchmarks.timing.material import conversations
@@ -37,8 +42,10 @@ from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES, Lengths
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.dpo import DPOConfig
 from prefloop.config.rollout import SamplingConfig
+from prefloop.config.sft import SFTConfig
 from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
+from prefloop.models import forward
 from prefloop.models.forward import token_logprobs
 from prefloop.models.loading import load_policy
 from prefloop.rollout import sampling
@@ -46,11 +53,11 @@ from prefloop.rollout.drawing import draw_with_logprobs
 from prefloop.training.direct import policy_pairs
 from prefloop.training.dpo import dpo_part
 from prefloop.training.environment import apply, resolve
-from prefloop.training.language_model import encode_blocks
+from prefloop.training.language_model import TokenRows, encode_blocks, encode_demonstrations
 from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.shared_prompts import with_shared_prompts
 
-PARTS = ("draws", "caches", "steps", "prompts")
+PARTS = ("draws", "caches", "steps", "prompts", "rows", "norms", "memory")
 Work = Callable[[], object]
 deterministic = importlib.import_module("torch.utils.deterministic")
 
@@ -194,6 +201,87 @@ def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
         )
 
 
+def rows_of(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:
+    """Conversations of SFT, a step's worth."""
+    said = [
+        {"prompt": row["prompt"], "completion": row["chosen"]}
+        for row in conversations(len(tokenizer), lengths, lengths.batch)
+    ]
+    encoded, _ = encode_demonstrations(said, tokenizer, lengths.context)
+    config = SFTConfig(batch_size=len(encoded), max_length=lengths.context)
+    return TokenRows(model, tokenizer, encoded, config, (0, name), "fp32")
+
+
+def learn(rows: TokenRows) -> float:
+    """Loss and gradients of a step of SFT."""
+    rows.model.zero_grad(set_to_none=True)
+    loss = 0.0
+    for part in rows.parts(range(len(rows.rows)), 0, 0):
+        part.loss.backward()
+        loss += part.loss.item()
+    return loss
+
+
+def end_to_end(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Rows without padding against padded groups of like length."""
+    rows = rows_of(name, model, tokenizer, lengths)
+
+    def padded() -> float:
+        with mock.patch.object(forward, "reads_flat", lambda trunk: False):
+            return learn(rows)
+
+    assert abs(learn(rows) - padded()) < 1e-5 * padded()
+    yield compare(
+        f"rows end to end (without: padded groups), a step of SFT at {name}, {lengths.name} rows",
+        partial(learn, rows),
+        padded,
+        rounds,
+    )
+
+
+def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Norms of few passes over memory against transformers' own."""
+    rows = rows_of(name, model, tokenizer, lengths)
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        vars(module).pop("forward", None)
+    own = replace(rows, model=plain)
+    assert abs(learn(rows) - learn(own)) < 1e-5 * learn(own)
+    what = f"RMS norms with a backward pass of their own, a step of SFT at {name}, {lengths.name} rows"
+    yield compare(what, partial(learn, rows), partial(learn, own), rounds)
+
+
+def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """Freed memory kept, in huge pages where they are: processes in turn, as it cannot be undone in one."""
+
+    def milliseconds(**environment: str) -> float:
+        code = f"from benchmarks.techniques import child; child({name!r}, {str(folder)!r}, {threads})"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout.splitlines()[-1])
+
+    # What a variable of glibc's sets, prefloop leaves; this one changes nothing here.
+    left = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0"}
+    pairs = [(milliseconds(), milliseconds(**left)) for _ in range(max(rounds // 2, 3))]
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    yield Gain(f"freed memory stays, a step of SFT at {name}", True, ours, theirs, low, middle, high)
+
+
+def child(name: str, folder: str, threads: int) -> None:
+    """Prints the processor milliseconds of a step."""
+    apply(resolve(ComputeConfig(device="cpu", precision="fp32")), threads)
+    model, tokenizer = load_policy(Path(folder))
+    rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"])
+    learn(rows), learn(rows)
+    print(statistics.median(busy(partial(learn, rows)) for _ in range(7)))
+
+
 @contextmanager
 def filling() -> Iterator[None]:
     """Deterministic algorithms as torch has them: memory is filled before its first use."""
@@ -228,6 +316,12 @@ def main() -> None:
                     gains += caches(model, tokenizer, made.conversations, asked.rounds)
                 if "steps" in parts and short:
                     gains += steps(name, model, tokenizer, asked.rounds)
+                if "rows" in parts:
+                    gains += end_to_end(name, model, tokenizer, lengths, asked.rounds)
+                if "norms" in parts and short:
+                    gains += norms(name, model, tokenizer, lengths, asked.rounds)
+                if "memory" in parts and short:
+                    gains += memory(name, made.policy, asked.threads, asked.rounds)
                 for completions in (2, 4) if "prompts" in parts else ():
                     gains += prompts(name, model, tokenizer, lengths, completions, asked.rounds)
     print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")

@@ -32,11 +32,12 @@ def test_there_is_one_preparation_and_it_resolves_the_environment() -> None:
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_what_trains_depends_on_environment_seed_its_section_and_the_leak_check(name: str) -> None:
+def test_what_trains_depends_on_environment_seed_and_its_section(name: str) -> None:
     params = {dep.def_path: dep.params for dep in STAGES[name].deps if isinstance(dep, ParamsDependency)}
     assert params["runs/environment.json"] == [], "the whole file"
     assert {"seed", name.split("@")[0]} <= set(params["params.yaml"])
-    assert "metrics/validate-leaks.json" in paths(STAGES[name].deps)
+    # Pre-training sees text alone; whatever learns from prompts waits for the proof that no use shares them.
+    assert ("metrics/validate-leaks.json" in paths(STAGES[name].deps)) == (name != "base")
 
 
 @pytest.mark.parametrize("name", list(STAGES))
