@@ -164,9 +164,9 @@ def attention(
     spread = (layout.spread(states[0].transpose(0, 1)) for states in (query, key, value))
     found = [
         scaled_dot_product_attention(
-            *group, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        for group in zip(*spread, strict=True)
+        for q, k, v in zip(*spread, strict=True)
     ]
     return layout.collect(found).unsqueeze(0), None
 
