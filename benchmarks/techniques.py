@@ -227,7 +227,7 @@ def end_to_end(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
     rows = rows_of(name, model, tokenizer, lengths)
 
     def padded() -> float:
-        with mock.patch.object(forward, "reads_flat", lambda trunk: False):
+        with mock.patch.object(forward, "reads_flat", return_value=False):
             return learn(rows)
 
     assert abs(learn(rows) - padded()) < 1e-5 * padded()
