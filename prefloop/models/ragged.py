@@ -214,6 +214,8 @@ def reads_flat(trunk: Any) -> bool:
     """
     if trunk.device.type != "cpu":
         return False  # a GPU's kernels for this are unmeasured
+    if any(hasattr(parameter, "placements") for parameter in trunk.parameters()):
+        return False  # sharded: its processes have to make the same passes, the trial among them
     if trunk not in _READS_FLAT:
         _READS_FLAT[trunk] = _may_read_flat(trunk) and _does_read_flat(trunk)
     return _READS_FLAT[trunk]
