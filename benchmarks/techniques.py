@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -78,7 +78,11 @@ class Gain:
 def compare(technique: str, with_it: Work, without: Work, rounds: int, *, kept: bool = True) -> Gain:
     """Times both ways in turn, after a first time that does not count."""
     with_it(), without()
-    pairs = [(busy(with_it), busy(without)) for _ in range(rounds)]
+    return gain_of(technique, [(busy(with_it), busy(without)) for _ in range(rounds)], kept=kept)
+
+
+def gain_of(technique: str, pairs: Sequence[tuple[float, float]], *, kept: bool = True) -> Gain:
+    """What pairs of times, with a technique and without it, come to."""
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
     return Gain(technique, kept, ours, theirs, low, middle, high)
@@ -268,9 +272,7 @@ def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]
     # What a variable of glibc's sets, prefloop leaves; this one changes nothing here.
     left = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0"}
     pairs = [(milliseconds(), milliseconds(**left)) for _ in range(max(rounds // 2, 3))]
-    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    yield Gain(f"freed memory stays, a step of SFT at {name}", True, ours, theirs, low, middle, high)
+    yield gain_of(f"freed memory stays, a step of SFT at {name}", pairs)
 
 
 def child(name: str, folder: str, threads: int) -> None:

@@ -15,7 +15,7 @@ from prefloop.models.adapters import plain
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
 TOKENS_AT_ONCE = 4096
-"""Tokens of a forward pass without padding: more of them make it no faster, and its memory larger."""
+"""Tokens of a forward pass without padding, about: it bounds what is held for the backward pass."""
 
 # Architectures that change logits after the head; for them the model's own forward is used.
 _LOGIT_ADJUSTMENTS = ("final_logit_softcapping", "logit_scale", "logits_scaling")

@@ -24,7 +24,7 @@ from prefloop.data.batching import length_groups
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
 GROUP_COST = 128
-"""Padded tokens whose attention takes as long as what a further group costs (small operations)."""
+"""Padded tokens that a further group of rows has to save attention, for its small operations."""
 
 
 @dataclass(frozen=True)
@@ -217,18 +217,20 @@ def reads_flat(trunk: Any) -> bool:
     if any(hasattr(parameter, "placements") for parameter in trunk.parameters()):
         return False  # sharded: its processes have to make the same passes, the trial among them
     if trunk not in _READS_FLAT:
-        _READS_FLAT[trunk] = _may_read_flat(trunk) and _does_read_flat(trunk)
+        _READS_FLAT[trunk] = attends_plainly(trunk) and _does_read_flat(trunk)
     return _READS_FLAT[trunk]
 
 
-def _may_read_flat(trunk: Any) -> bool:
-    text = trunk.config.get_text_config()
+def attends_plainly(model: Any) -> bool:
+    """True where a configuration speaks of full attention by torch's own function, and of enough tokens to
+    try a layout on."""
+    text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     return (
         kinds == {"full_attention"}
         and not window
-        and trunk.config._attn_implementation == "sdpa"
+        and text._attn_implementation == "sdpa"
         and int(getattr(text, "vocab_size", 0)) >= 8
     )
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prefloop.models.adapters import plain
 from prefloop.models.forward import adjusts_logits, forward_groups, hidden_states, precision_context
-from prefloop.models.ragged import Layout, flat_states, layout_of, reads_flat
+from prefloop.models.ragged import Layout, attends_plainly, flat_states, layout_of, reads_flat
 
 ATTENTION_COST = 1 / 4
 """What a token costs in attention for each token that it may look at, in layers of width 1, to what it costs
@@ -268,15 +268,10 @@ def can_share(model: PreTrainedModel, pad_id: int) -> bool:
 @torch.no_grad()
 def _shares(model: PreTrainedModel, pad_id: int) -> bool:
     inner = plain(model)
-    text = inner.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     scores = hasattr(inner, "score")
-    if kinds != {"full_attention"} or window:
+    if not attends_plainly(inner):
         return False
     if not scores and (inner.get_output_embeddings() is None or adjusts_logits(inner)):
-        return False
-    if text._attn_implementation != "sdpa" or int(getattr(text, "vocab_size", 0)) < 8:
         return False
     tokens = [i for i in range(8) if i != pad_id][:6]
     tree = Tree(tokens[:3], [tokens[3:5], tokens[5:6], tokens[2:6]])

@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
     """Has glibc serve blocks of up to 1 GiB from a heap that it does not shrink.
 
     By default it maps large blocks anew each time, and the system fills every page of them with zeros when it
-    is touched first: at small models on a CPU that is a tenth of a step. Pages of 2 MiB, where the system
-    lets a process ask for them, spare address translations, too; torch asks if the variable is set before its
-    first large tensor. Whoever set either in the environment keeps what they chose.
+    is touched first (`python -m benchmarks.techniques memory` times a step either way). Pages of 2 MiB, where
+    the system lets a process ask for them, spare address translations, too; torch asks if the variable is set
+    before its first large tensor. Whoever set either in the environment keeps what they chose.
 
     Returns:
         True where it took effect: with glibc on Linux.

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.direct import PairwiseConfig
-from prefloop.data.batching import Order, chunks, collate, length_groups, steps_in
+from prefloop.data.batching import Order, chunks, collate, steps_in
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError
-from prefloop.models.forward import precision_context, token_logprobs
+from prefloop.models.forward import forward_groups, precision_context, token_logprobs
 from prefloop.models.shared_prompt import Tree, tree_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
@@ -44,7 +44,7 @@ def completion_logprobs(
         return found, torch.tensor([sum(flags) for flags in wanted], device=found.device)
     device = model.device.type
     batch = collate(rows, tokenizer).to(device)
-    groups = length_groups(batch.attention_mask.sum(dim=-1).tolist(), device)
+    groups = forward_groups(model, batch.attention_mask.sum(dim=-1).tolist())
     sums = []
     for group in groups:
         part = batch.rows(group)

@@ -260,7 +260,7 @@ def test_prompts_are_shared_where_that_pays_and_the_trunk_allows_it(
     assert found("off", [long, short]) is None
     # Where trees are padded and masked, a short prompt of long completions is not worth it.
     with monkeypatch.context() as patch:
-        patch.setattr(ragged, "_may_read_flat", lambda trunk: False)
+        patch.setattr(ragged, "attends_plainly", lambda trunk: False)
         assert found("auto", [long, short]) == [1, 2]
         assert found("on", [long, short]) == [1, 1]
         assert found("auto", [short]) is None
