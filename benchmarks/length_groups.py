@@ -1,4 +1,4 @@
-"""What groups of similar length buy where rows are padded: a DPO step on the help desk's rankings, either way.
+"""What groups of similar length buy where rows are padded: a DPO step on the help desk's rankings.
 
     python -m benchmarks.length_groups [--steps 12] [--threads 1]
 
