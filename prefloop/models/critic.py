@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.ppo import PPOConfig
-from prefloop.models.forward import hidden_states
+from prefloop.data.batching import Batch
+from prefloop.models.forward import hidden_states, preceding
 from prefloop.models.loading import embedding_shape
 from prefloop.models.reward_model import RewardModel
 
@@ -39,17 +40,20 @@ class Critic(nn.Module):
                     for parameter in unused.parameters():
                         parameter.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """V of the state before each token: (B, T) -> (B, T) float32; 0 in the first column: no state.
+    def forward(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """V of the state before each wanted token: (B, T) float32, 0 elsewhere.
 
         Args:
+            batch: the first column is never wanted.
             hidden: (B, T, D), the policy's trunk output, for a shared critic.
         """
         if hidden is None:
             assert self.trunk is not None, "a shared critic needs the policy's hidden states"
-            hidden = hidden_states(self.trunk, input_ids, attention_mask)
+            wanted = preceding(batch.wanted)
+            hidden = hidden_states(self.trunk, batch.input_ids, batch.attention_mask, wanted=wanted)
         values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
-        return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
+        shifted = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
+        return torch.where(batch.wanted, shifted, torch.zeros_like(shifted))
 
 
 def make_critic(

@@ -31,6 +31,13 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
+def preceding(wanted: Tensor) -> Tensor:
+    """True on the token before each wanted one, where it is predicted: (B, T) bool -> (B, T) bool."""
+    before = torch.zeros_like(wanted)
+    before[:, :-1] = wanted[:, 1:]
+    return before
+
+
 def precision_context(precision: str, device: str) -> AbstractContextManager[object]:
     """Autocast to bf16 when asked; weights and optimiser stay in float32."""
     if precision == "bf16":
@@ -79,20 +86,24 @@ def hidden_states(
     attention_mask: Tensor,
     position_ids: Tensor | None = None,
     *,
+    wanted: Tensor | None = None,
     padded: bool = False,
 ) -> Tensor:
     """Last hidden states of a model's trunk: (B, T) -> (B, T, D); 0 on padding, or anything finite.
 
     Args:
         position_ids: (B, T) int64 for rows of several documents (`prefloop.data.batching.pack`).
+        wanted: (B, T) bool, True on the real tokens whose states are wanted; elsewhere stands anything
+            finite. None: all of them.
         padded: see `token_logprobs`.
     """
     trunk = plain(model).base_model
     if not padded and reads_flat(trunk):
         flat = _flattened(input_ids, attention_mask, position_ids)
-        own = flat_states(trunk, flat.input_ids, flat.position_ids, flat.layout)
-        whole = own.new_zeros((input_ids.numel(), own.shape[-1])).index_copy(0, flat.origin, own)
-        return whole.view(*input_ids.shape, -1)
+        own = (attention_mask if wanted is None else wanted).flatten()[flat.origin].nonzero().squeeze(1)
+        states = flat_states(trunk, flat.input_ids, flat.position_ids, flat.layout, own)
+        nothing = states.new_zeros((input_ids.numel(), states.shape[-1]))
+        return nothing.index_copy(0, flat.origin[own], states).view(*input_ids.shape, -1)
     hidden: Tensor = trunk(
         input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)
     ).last_hidden_state
@@ -161,8 +172,7 @@ def token_logprobs(
         log-probs (B, T) float32, 0 where not wanted; the distributions' entropy (B, T), likewise,
         detached (nats).
     """
-    before = torch.zeros_like(wanted)
-    before[:, :-1] = wanted[:, 1:]
+    before = preceding(wanted)
     at = before.flatten().nonzero().squeeze(1)  # (N,), places in the flattened batch before wanted tokens
     if adjusts_logits(model):
         full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
@@ -173,8 +183,7 @@ def token_logprobs(
             flat = _flattened(input_ids, attention_mask, position_ids)
             own = before.flatten()[flat.origin].nonzero().squeeze(1)
             at = flat.origin[own]
-            whole = flat_states(inner.base_model, flat.input_ids, flat.position_ids, flat.layout)
-            states = whole.index_select(0, own)
+            states = flat_states(inner.base_model, flat.input_ids, flat.position_ids, flat.layout, own)
         else:
             if hidden is None:
                 hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)

@@ -8,7 +8,7 @@ and be spread into each of them, so that a tree (`prefloop.models.shared_prompt`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefloop.data.batching import length_groups
+from prefloop.models.last_block import is_plain, narrowed
 
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
@@ -174,8 +175,21 @@ def attention(
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
 
 
-def flat_states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states of a trunk that `reads_flat`: (N,) tokens and positions -> (N, D)."""
+def flat_states(
+    trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout, wanted: Tensor
+) -> Tensor:
+    """Last hidden states of a trunk that `reads_flat`: (N,) tokens and positions -> (n, D).
+
+    Args:
+        wanted: (n,) int64, the tokens whose states are wanted, in any order.
+    """
+    if len(wanted) < len(input_ids) and narrows(trunk):
+        with narrowed(trunk, wanted):
+            return _states(trunk, input_ids, position_ids, layout)
+    return _states(trunk, input_ids, position_ids, layout).index_select(0, wanted)
+
+
+def _states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
     with _attending(trunk):
         hidden: Tensor = trunk(
             input_ids=input_ids.unsqueeze(0),
@@ -235,22 +249,60 @@ def attends_plainly(model: Any) -> bool:
     )
 
 
-@torch.no_grad()
+_NARROWS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Likewise."""
+
+
+def narrows(trunk: Any) -> bool:
+    """True for a trunk that `reads_flat` and whose last block can be left out where nothing is wanted."""
+    if not is_plain(trunk):
+        return False
+    if trunk not in _NARROWS:
+        _NARROWS[trunk] = _does_narrow(trunk)
+    return _NARROWS[trunk]
+
+
+_ROWS = torch.tensor([[1, 2, 3, 4, 5, 6], [4, 3, 2, 0, 0, 0]])
+_REAL = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+_PLACES = torch.arange(6).expand(2, 6)
+
+
 def _does_read_flat(trunk: Any) -> bool:
-    input_ids = torch.tensor([[1, 2, 3, 4, 5, 6], [4, 3, 2, 0, 0, 0]])
-    real = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
-    places = torch.arange(6).expand(2, 6)
-    training = trunk.training
-    trunk.eval()
-    try:
-        flat = flatten(input_ids, real, places)
-        found = flat_states(trunk, flat.input_ids, flat.position_ids, flat.layout)
-        expected = trunk(
-            input_ids=input_ids, attention_mask=real.long(), position_ids=places, use_cache=False
+    flat = flatten(_ROWS, _REAL, _PLACES)
+
+    def padded() -> Tensor:
+        states: Tensor = trunk(
+            input_ids=_ROWS, attention_mask=_REAL.long(), position_ids=_PLACES, use_cache=False
         ).last_hidden_state
+        return states.flatten(0, 1)[flat.origin]
+
+    return alike(trunk, lambda: _states(trunk, flat.input_ids, flat.position_ids, flat.layout), padded)
+
+
+def _does_narrow(trunk: Any) -> bool:
+    flat, wanted = flatten(_ROWS, _REAL, _PLACES), torch.tensor([1, 5, 8])
+
+    def whole() -> Tensor:
+        return _states(trunk, flat.input_ids, flat.position_ids, flat.layout)
+
+    def narrow() -> Tensor:
+        with narrowed(trunk, wanted):
+            return whole()
+
+    return alike(trunk, narrow, lambda: whole()[wanted])
+
+
+@torch.no_grad()
+def alike(model: Any, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
+    """True where two ways of a model's give the same, without dropout; False where one cannot be gone."""
+    training = model.training
+    model.eval()
+    try:
+        found, expected = one(), other()
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
-        return False  # it takes no such layout
+        return False
     finally:
-        trunk.train(training)
-    expected = expected.flatten(0, 1)[flat.origin]
-    return bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())
+        model.train(training)
+    return found.shape == expected.shape and bool(
+        (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    )

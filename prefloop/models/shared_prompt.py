@@ -152,36 +152,38 @@ def flat_trees(trees: Sequence[Tree]) -> TreeBatch:
     return TreeBatch(*tokens, *_ends(trees), layout=layout)
 
 
-Read = Callable[[Tensor, TreeBatch, list[int]], Tensor]
-"""From hidden states of a batch with K branches, flattened (tokens, D), and the branches' numbers, to a row
-for each."""
+Look = Callable[[TreeBatch, list[int]], tuple[Tensor, Callable[[Tensor], Tensor]]]
+"""From a batch with K branches, and the branches' numbers: which of its flattened tokens' states are wanted,
+(n,) int64, and what makes of these (n, D) a row for each branch."""
 
 
 def _of_branches(
-    model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str, read: Read
+    model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str, look: Look
 ) -> Tensor:
-    """What `read` makes of each branch, trees and branches in order."""
+    """What `look` makes of each branch, trees and branches in order."""
     device = model.device
     starts = [0, *accumulate(len(tree.branches) for tree in trees)]
-    parts, places = [], list[int]()
+    parts, order = [], list[int]()
     for group in forward_groups(model, [len(tree) for tree in trees]):
         numbers = [place for i in group for place in range(starts[i], starts[i + 1])]
+        batch = _batch(model, [trees[i] for i in group], pad_id)
+        wanted, read = look(batch, numbers)
         with precision_context(precision, device.type):
-            hidden, batch = _tree_states(model, [trees[i] for i in group], pad_id)
-            parts.append(read(hidden, batch, numbers))
-        places += numbers
+            parts.append(read(_states(model, batch, wanted.to(device))))
+        order += numbers
     together = torch.cat(parts)
-    return torch.zeros_like(together).index_copy(0, torch.tensor(places, device=device), together)
+    return torch.zeros_like(together).index_copy(0, torch.tensor(order, device=device), together)
 
 
-def _tree_states(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor, TreeBatch]:
-    """Hidden states of trees, flattened (tokens, D), and where what stands in them."""
+def _batch(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int) -> TreeBatch:
+    return flat_trees(trees) if reads_flat(plain(model).base_model) else padded_trees(trees, pad_id)
+
+
+def _states(model: PreTrainedModel, batch: TreeBatch, wanted: Tensor) -> Tensor:
+    """Hidden states of the `wanted` tokens, (n,) int64 of a batch's flattened ones: (n, D)."""
     device, trunk = model.device, plain(model).base_model
-    if reads_flat(trunk):
-        batch = flat_trees(trees)
-        assert batch.layout is not None
-        return flat_states(trunk, batch.input_ids, batch.position_ids, batch.layout), batch
-    batch = padded_trees(trees, pad_id)
+    if batch.layout is not None:
+        return flat_states(trunk, batch.input_ids, batch.position_ids, batch.layout, wanted)
     assert batch.attention_mask is not None
     hidden: Tensor = trunk(
         input_ids=batch.input_ids.to(device),
@@ -189,22 +191,22 @@ def _tree_states(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int) -> 
         position_ids=batch.position_ids.to(device),
         use_cache=False,
     ).last_hidden_state
-    return hidden.flatten(0, 1), batch
+    return hidden.flatten(0, 1).index_select(0, wanted)
 
 
-def _last(hidden: Tensor, batch: TreeBatch, _: list[int]) -> Tensor:
-    """Hidden states of the branches' last tokens: (K, D)."""
-    return hidden.index_select(0, (batch.starts[batch.rows] + batch.ends).to(hidden.device))
+def _last(batch: TreeBatch) -> Tensor:
+    """The branches' last tokens: (K,) int64."""
+    return batch.starts[batch.rows] + batch.ends
 
 
 def tree_scores(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, precision: str) -> Tensor:
     """A classifier's scores at each branch's last token, trees and branches in order: (N, labels) float32."""
     head = cast(nn.Module, plain(model).score)
 
-    def read(hidden: Tensor, batch: TreeBatch, numbers: list[int]) -> Tensor:
-        return cast(Tensor, head(_last(hidden, batch, numbers))).float()
+    def look(batch: TreeBatch, _: list[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return _last(batch), lambda states: cast(Tensor, head(states)).float()
 
-    return _of_branches(model, trees, pad_id, precision, read)
+    return _of_branches(model, trees, pad_id, precision, look)
 
 
 def tree_logprobs(
@@ -228,7 +230,7 @@ def tree_logprobs(
     head = plain(model).get_output_embeddings()
     branches = [(len(tree.prefix), branch) for tree in trees for branch in tree.branches]
 
-    def read(hidden: Tensor, batch: TreeBatch, numbers: list[int]) -> Tensor:
+    def look(batch: TreeBatch, numbers: list[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         found = list[tuple[int, int, int]]()
         ends = zip(numbers, batch.starts[batch.rows].tolist(), batch.ends.tolist(), strict=True)
         for branch, (number, start, end) in enumerate(ends):
@@ -239,14 +241,18 @@ def tree_logprobs(
                 for place, token, flag in zip(before, tokens, wanted[number], strict=True)
                 if flag and place >= 0
             ]
-        table = torch.tensor(found, dtype=torch.long, device=hidden.device).view(-1, 3)
+        table = torch.tensor(found, dtype=torch.long, device=model.device).view(-1, 3)
         owners, places, targets = table.unbind(dim=1)
-        logits = cast(Tensor, head(hidden.index_select(0, places)))  # (wanted tokens, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        picked = torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
 
-    return _of_branches(model, trees, pad_id, precision, read)
+        def read(states: Tensor) -> Tensor:
+            logits = cast(Tensor, head(states))  # (wanted tokens, V)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            picked = torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
+
+        return places, read
+
+    return _of_branches(model, trees, pad_id, precision, look)
 
 
 _CAN_SHARE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -283,7 +289,9 @@ def _shares(model: PreTrainedModel, pad_id: int) -> bool:
             found = tree_scores(model, [tree], pad_id, "fp32")
             expected = [model(input_ids=ids, use_cache=False).logits[0] for ids in apart]
         else:
-            found = _of_branches(model, [tree], pad_id, "fp32", _last)
+            found = _of_branches(
+                model, [tree], pad_id, "fp32", lambda batch, _: (_last(batch), lambda states: states)
+            )
             expected = [hidden_states(model, ids, torch.ones_like(ids))[0, -1] for ids in apart]
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
         return False  # it takes no such mask or positions

@@ -14,6 +14,7 @@ from prefloop.data.templates import ChatEncoder, Messages
 from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, precision_context
 from prefloop.models.loading import context_length
+from prefloop.rollout.decoding import STEP, Decoder, bias_of, decodes
 from prefloop.rollout.drawing import draw_with_logprobs
 from prefloop.rollout.kv_cache import roomy_cache
 from prefloop.training.noise import Key, uniforms
@@ -131,13 +132,17 @@ class Sampler:
         batch_size = batch_size or SAMPLED_AT_ONCE
         rows = [(i,) for i in range(len(prompts))] if rows is None else rows
         room = self.config.max_new_tokens
-        encoded = [self.encoder.prompt(prompt, room) for prompt in prompts]
+        encoded = self._encoded(prompts, room)
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
         done: dict[int, tuple[list[int], list[float], bool]] = {}
+        with torch.no_grad():
+            decoder = Decoder(self.model, self.precision) if decodes(self.model) else None
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
             noise = uniforms(key, [rows[i] for i in group], room)
-            for i, result in zip(group, self._batch([encoded[i] for i in group], noise), strict=True):
+            for i, result in zip(
+                group, self._batch([encoded[i] for i in group], noise, decoder), strict=True
+            ):
                 done[i] = result
         completions = [done[i][0] for i in range(len(encoded))]
         texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
@@ -145,8 +150,18 @@ class Sampler:
         ended = [done[i][2] for i in range(len(encoded))]
         return Rollouts(encoded, completions, texts, ended, logprobs, [self.version] * len(encoded))
 
+    def _encoded(self, prompts: Sequence[str | Messages], room: int) -> list[list[int]]:
+        """Tokens of each prompt; those that follow their equal are not encoded again."""
+        encoded = list[list[int]]()
+        for i, prompt in enumerate(prompts):
+            again = i > 0 and prompt == prompts[i - 1]
+            encoded.append(encoded[-1] if again else self.encoder.prompt(prompt, room))
+        return encoded
+
     @torch.no_grad()
-    def _batch(self, prompts: list[list[int]], noise: Tensor) -> list[tuple[list[int], list[float], bool]]:
+    def _batch(
+        self, prompts: list[list[int]], noise: Tensor, decoder: Decoder | None
+    ) -> list[tuple[list[int], list[float], bool]]:
         """Completions of prompts, their tokens' log-probs, and whether they ended.
 
         Prompts that are equal are read once: their rows begin as copies of one. Rows that ended leave once
@@ -169,21 +184,28 @@ class Sampler:
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         alive = torch.arange(len(prompts), device=device)  # the prompt of each row that is in the batch
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of those, not yet ended
-        cache = roomy_cache(self.model, width + limit)
+        cache = roomy_cache(self.model, width + limit if decoder is None else STEP)
+        bias = torch.zeros(0)
         noise = noise.to(device)
         for step in range(limit):
             with precision_context(self.precision, device.type):
-                logits = self.model(
-                    input_ids=step_ids,
-                    attention_mask=real[:, : width + step],
-                    position_ids=step_positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
-            if step == 0 and len(different) < len(prompts):
-                logits, real, step_positions = logits[source], real[source], step_positions[source]
-                cache.batch_select_indices(source)
+                if step and decoder is not None:
+                    bias[:, width + step - 1] = 0.0
+                    logits = decoder(step_ids, step_positions, cache.layers, bias)  # type: ignore[arg-type]
+                else:
+                    logits = self.model(
+                        input_ids=step_ids,
+                        attention_mask=real[:, : width + step],
+                        position_ids=step_positions,
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    ).logits[:, -1]
+            if step == 0:
+                if len(different) < len(prompts):
+                    logits, real, step_positions = logits[source], real[source], step_positions[source]
+                    cache.batch_select_indices(source)
+                bias = bias_of(real[:, :width], limit + STEP)
             chosen, drawn = draw_with_logprobs(logits.float(), noise[alive, step], self.config)
             tokens[alive[running], step] = chosen[running]
             logprobs[alive, step] = drawn
@@ -198,8 +220,8 @@ class Sampler:
             if count <= len(alive) * 7 // 8:
                 keep = compacted(running, count)
                 cache.batch_select_indices(keep)
-                alive, real, step_positions = alive[keep], real[keep], step_positions[keep]
-                chosen, running = chosen[keep], running[keep]
+                alive, real, bias = alive[keep], real[keep], bias[keep]
+                step_positions, chosen, running = step_positions[keep], chosen[keep], running[keep]
             step_ids = chosen.unsqueeze(1)
         return [
             (row[:length], own[:length], bool(flag))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefloop.config.ppo import PPOConfig
 from prefloop.data.batching import Batch
 from prefloop.models.critic import Critic
-from prefloop.models.forward import hidden_states, precision_context
+from prefloop.models.forward import hidden_states, preceding, precision_context
 from prefloop.objectives.masked import masked_sum, masked_whiten
 from prefloop.objectives.ppo import (
     explained_variance,
@@ -152,7 +152,8 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
         hidden = None
         with precision_context(self.precision, self.device):
             if self.shared:
-                hidden = hidden_states(self.policy, batch.input_ids, batch.attention_mask)
-            values = self.critic(batch.input_ids, batch.attention_mask, hidden)
+                wanted = preceding(batch.wanted)
+                hidden = hidden_states(self.policy, batch.input_ids, batch.attention_mask, wanted=wanted)
+            values = self.critic(batch, hidden)
         logprobs, entropy = self.passes.logprobs(self.policy, batch, hidden=hidden, with_entropy=with_entropy)
-        return logprobs, entropy, torch.where(batch.wanted, values, torch.zeros_like(values))
+        return logprobs, entropy, values

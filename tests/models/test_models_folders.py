@@ -19,6 +19,7 @@ from transformers import (
 
 from prefloop.config.base import ArchitectureConfig
 from prefloop.config.ppo import PPOConfig
+from prefloop.data.batching import Batch
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.files import read_json
 from prefloop.models.classifiers import score_head
@@ -296,16 +297,17 @@ def test_a_critic_gives_a_value_for_the_state_before_each_token(
     assert (critic.trunk is None) == (config.get("critic") == "shared")
     ids = torch.tensor([[7, 8, 9, 10], [11, 12, 13, 4]])
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    wanted = torch.tensor([[False, True, True, True], [False, False, True, False]])
     hidden = (
         policy.base_model(ids, attention_mask=mask.long()).last_hidden_state if critic.trunk is None else None
     )
-    values = critic(ids, mask, hidden)
+    values = critic(Batch(ids, mask, wanted), hidden)
     assert values.shape == (2, 4)
     assert not values.any()
     with torch.no_grad():
         critic.head.weight.fill_(1.0)
-    values = critic(ids, mask, hidden)
-    assert not values[:, 0].any()
+    values = critic(Batch(ids, mask, wanted), hidden)
+    assert torch.equal(values != 0, wanted)
     # The value of a state does not see the token that is chosen in it.
     other = ids.clone()
     other[0, 3] = 20
@@ -314,7 +316,7 @@ def test_a_critic_gives_a_value_for_the_state_before_each_token(
         if critic.trunk is None
         else None
     )
-    torch.testing.assert_close(critic(other, mask, hidden)[0], values[0])
+    torch.testing.assert_close(critic(Batch(other, mask, wanted), hidden)[0], values[0])
     assert not torch.equal(values[0, 1:], torch.zeros(3))
 
 

@@ -111,15 +111,15 @@ def test_windows_of_attention_keep_padded_rows(kind: str) -> None:
 
 def test_a_trunk_that_makes_something_else_of_it_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(tiny.tokenizer())
-    whole = ragged.flat_states
-    monkeypatch.setattr(ragged, "flat_states", lambda *args: whole(*args).flip(0))
+    whole = ragged._states
+    monkeypatch.setattr(ragged, "_states", lambda *args: whole(*args).flip(0))
     assert not reads_flat(model.base_model)
     refusing = tiny.model(tiny.tokenizer())
 
     def refuse(*args: Any) -> Tensor:
         raise TypeError("forward() got an unexpected keyword argument 'layout'")
 
-    monkeypatch.setattr(ragged, "flat_states", refuse)
+    monkeypatch.setattr(ragged, "_states", refuse)
     assert not reads_flat(refusing.base_model)
     assert refusing.training == tiny.model(tiny.tokenizer()).training
 

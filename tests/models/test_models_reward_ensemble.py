@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefloop.config.ppo import PPOConfig
 from prefloop.config.reward import EnsembleConfig, RewardConfig
+from prefloop.data.batching import Batch
 from prefloop.errors import ModelError, TrainingError
 from prefloop.models.classifiers import score_head
 from prefloop.models.critic import make_critic
@@ -272,6 +273,6 @@ def test_a_critic_starts_from_the_first_members_trunk(shared: bool, tmp_path: Pa
     own = dict(critic.trunk.named_parameters())
     for name, parameter in model.model.named_parameters():
         assert torch.equal(own[name], parameter)
-    ids = torch.tensor([[7, 8, 9]])
-    critic(ids, torch.ones(1, 3, dtype=torch.bool)).sum().backward()
+    real, wanted = torch.tensor([[True, True, True]]), torch.tensor([[False, True, True]])
+    critic(Batch(torch.tensor([[7, 8, 9]]), real, wanted)).sum().backward()
     assert all(p.grad is None for n, p in own.items() if n.startswith("score"))

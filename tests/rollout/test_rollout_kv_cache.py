@@ -38,8 +38,22 @@ def test_within_its_room_nothing_is_copied() -> None:
     first, _ = layer.update(torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 4))
     later, _ = layer.update(torch.randn(2, 1, 5, 4), torch.randn(2, 1, 5, 4))
     assert first.data_ptr() == later.data_ptr()
+    assert layer.room == 8
     layer.batch_select_indices(torch.tensor([1]))
     assert layer.keys.data_ptr() == first.data_ptr()
+
+
+def test_one_token_is_added_as_several_are() -> None:
+    one, other = RoomyLayer(2), RoomyLayer(4)
+    for _ in range(5):
+        keys, values = torch.randn(3, 2, 4), torch.randn(3, 2, 5)
+        buffers = one.add(keys, values)
+        other.update(keys.unsqueeze(2), values.unsqueeze(2))
+    assert [buffer.shape[2] for buffer in buffers] == [6, 6]
+    assert torch.equal(one.keys, other.keys)
+    assert torch.equal(one.values, other.values)
+    assert torch.equal(buffers[0][:, :, :5], one.keys)
+    assert not buffers[0][:, :, 5:].any()
 
 
 @pytest.mark.parametrize(("kind", "roomy"), [("llama", 2), ("gemma3_text", 0)])

@@ -1,0 +1,54 @@
+"""A trunk's last block, computed where its result is wanted alone.
+
+Every token's keys and values serve the tokens behind it, up to the last block's attention. What comes after
+that serves no other token: of a reward model the last token's state is read, of a language model those before
+the completion's tokens. The feed-forward layer, most of a block, is left out everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+"""Of a block that adds attention to its input, and the feed-forward layer to that."""
+
+
+@contextmanager
+def narrowed(trunk: Any, wanted: Tensor) -> Iterator[None]:
+    """Within it the trunk's last block gives the `wanted` tokens of its (1, N, D) alone.
+
+    Args:
+        trunk: one that `is_plain`. wanted: (n,) int64.
+    """
+    block = trunk.layers[-1]
+
+    def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs)
+        chosen = (hidden_states + attended).index_select(1, wanted)
+        outcome: Tensor = chosen + block.mlp(block.post_attention_layernorm(chosen))
+        return outcome
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+
+
+def is_plain(trunk: Any) -> bool:
+    """True where the last block has the parts that `narrowed` goes through, and runs once a pass.
+
+    A block that is computed again for the backward pass has to be the block that was computed first.
+    """
+    blocks = getattr(trunk, "layers", None)
+    return (
+        isinstance(blocks, nn.ModuleList)
+        and len(blocks) > 0
+        and all(isinstance(getattr(blocks[-1], name, None), nn.Module) for name in _PARTS)
+        and "forward" not in vars(blocks[-1])
+        and not getattr(blocks[-1], "gradient_checkpointing", False)
+    )
