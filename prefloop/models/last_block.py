@@ -40,9 +40,10 @@ def narrowed(trunk: Any, wanted: Tensor) -> Iterator[None]:
 
 
 def is_plain(trunk: Any) -> bool:
-    """True where the last block has the parts that `narrowed` goes through, and runs once a pass.
+    """True where the last block has the parts that `narrowed` goes through, and nothing counts on the rest.
 
-    A block that is computed again for the backward pass has to be the block that was computed first.
+    A block that is computed again for the backward pass has to be the block that was computed first, and what
+    hooks into a trunk (an adapter's dropout does) knows its tokens by their places.
     """
     blocks = getattr(trunk, "layers", None)
     return (
@@ -50,5 +51,6 @@ def is_plain(trunk: Any) -> bool:
         and len(blocks) > 0
         and all(isinstance(getattr(blocks[-1], name, None), nn.Module) for name in _PARTS)
         and "forward" not in vars(blocks[-1])
+        and not trunk._forward_pre_hooks
         and not getattr(blocks[-1], "gradient_checkpointing", False)
     )

@@ -98,6 +98,14 @@ def test_a_block_that_adds_otherwise_is_found_out() -> None:
         assert not narrows(trunk)
 
 
+def test_where_something_hooks_into_the_trunk_it_sees_every_token() -> None:
+    model = tiny.model(tiny.tokenizer())
+    handle = model.base_model.register_forward_pre_hook(lambda *_: None)
+    assert not narrows(model.base_model)
+    handle.remove()
+    assert narrows(model.base_model)
+
+
 def test_a_block_that_is_computed_again_in_the_backward_pass_stays_whole() -> None:
     model = tiny.model(tiny.tokenizer()).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

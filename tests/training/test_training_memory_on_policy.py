@@ -66,7 +66,7 @@ def short_of(what: str, rows: int) -> Iterator[Room]:
             "logprobs",
             lambda passes, model, batch, **given: len(batch.input_ids) * (not torch.is_grad_enabled()),
         ),
-        "sampling": (Sampler, "_batch", lambda sampler, prompts, noise: len(prompts)),
+        "sampling": (Sampler, "_batch", lambda sampler, prompts, noise, decoder: len(prompts)),
         "scoring": (RewardModel, "raw", lambda model, prompts, completions, batch_size: len(prompts)),
     }
     holder, name, count = places[what]
