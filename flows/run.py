@@ -130,11 +130,14 @@ def _execute(
     work = {stage.name for stage in plan.stages if stage.action is not Action.SKIP} - remote.keys()
     commands = [str(stage.cmd) for stage in pipeline_stages(repo) if stage.name in work]
     with (
+        prefect_api(supervisor) as ready,
         warm_starts(supervisor, commands),
-        prefect_api(supervisor),
         tracked_pipeline(supervisor.pipeline) as tracked,
     ):
         supervisor.variables |= tracked.variables
+        import flows.pipeline  # noqa: F401  (Prefect's import takes as long as its server's start)
+
+        ready()
         ended = _run(supervisor, request, plan, steps, terminal, started, remote)
         tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
         tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"

@@ -9,74 +9,69 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flows.settings import STATE
 from flows.supervision import Supervisor
 from prefloop.errors import WorkspaceError
 
 START_SECONDS = 90.0
-ATTEMPTS = 3
 
 
 @contextmanager
-def prefect_api(supervisor: Supervisor) -> Iterator[str]:
-    """Yields the address of a Prefect API: the one that PREFECT_API_URL names, or one of our own on loopback.
+def prefect_api(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
+    """Sees to a Prefect API: the one that PREFECT_API_URL names, or one of our own on loopback.
 
-    The variable is set for the length of the block; import Prefect inside it.
+    The variable is set for the length of the block; import Prefect inside it. Our own server takes seconds to
+    start, in which other work can be done.
 
-    Raises:
-        WorkspaceError: no server could be started.
+    Yields:
+        What waits until the API answers; it raises WorkspaceError where it does not.
     """
     named = os.environ.get("PREFECT_API_URL")
     if named:
-        _wait_until_healthy(named, None)
-        yield named
+        yield lambda: _wait_until_healthy(named, None)
         return
-    child, address = _start(supervisor)
+    log = supervisor.root / STATE / "logs" / "prefect-server.log"
+    child, address = _start(supervisor, log)
     os.environ["PREFECT_API_URL"] = address
     # Our own server on loopback that does not answer is gone: waiting for it, which Prefect does for minutes,
     # helps nobody.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
+
+    def ready() -> None:
+        try:
+            _wait_until_healthy(address, child)
+        except WorkspaceError as error:
+            raise WorkspaceError(
+                f"Prefect's server did not start: {error.message}",
+                f"read {log}; `prefloop doctor` checks the rest",
+            ) from error
+
     try:
-        yield address
+        yield ready
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         child.terminate()
         supervisor.finish(child)
 
 
-def _start(supervisor: Supervisor) -> tuple[subprocess.Popen[str], str]:
-    log = supervisor.root / STATE / "logs" / "prefect-server.log"
+def _start(supervisor: Supervisor, log: Path) -> tuple[subprocess.Popen[str], str]:
+    """A server on a port that it gets open: nobody else can take it before."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(ATTEMPTS):
-        port = free_port()
-        with open(log, "w", encoding="utf-8") as output:
-            child = supervisor.start(
-                [sys.executable, "-m", "flows.server_process", str(port)],
-                "Prefect server",
-                output=output.fileno(),
-                service=True,
-            )
-        try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}/api", child)
-            return child, f"http://127.0.0.1:{port}/api"
-        except WorkspaceError as error:
-            supervisor.finish(child)
-            if attempt == ATTEMPTS - 1:
-                raise WorkspaceError(
-                    f"Prefect's server did not start: {error.message}",
-                    f"read {log}; `prefloop doctor` checks the rest",
-                ) from error
-    raise AssertionError("unreachable")
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener, open(log, "w", encoding="utf-8") as output:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        child = supervisor.start(
+            [sys.executable, "-m", "flows.server_process", f"fd:{listener.fileno()}"],
+            "Prefect server",
+            output=output.fileno(),
+            service=True,
+            pass_fds=(listener.fileno(),),
+        )
+        return child, f"http://127.0.0.1:{listener.getsockname()[1]}/api"
 
 
 def _wait_until_healthy(address: str, child: subprocess.Popen[str] | None) -> None:

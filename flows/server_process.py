@@ -1,8 +1,10 @@
-"""`python -m flows.server_process PORT`: Prefect's server on loopback, which ends with its run."""
+"""`python -m flows.server_process PORT`, or `fd:NUMBER` for an open socket that is handed down: Prefect's
+server on loopback, which ends with its run."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 from tasks.support.process import watch_parent
@@ -13,13 +15,16 @@ def main() -> None:
     watch_parent(lambda: os._exit(0))
     import uvicorn
 
-    uvicorn.run(
+    word = sys.argv[1]
+    handed_down = [socket.socket(fileno=int(word.removeprefix("fd:")))] if word.startswith("fd:") else None
+    server = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
         host="127.0.0.1",
-        port=int(sys.argv[1]),
+        port=0 if handed_down else int(word),
         log_level="error",
     )
+    uvicorn.Server(server).run(sockets=handed_down)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Supervisor:
         folder: Path | None = None,
         extra: Mapping[str, str] | None = None,
         service: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[str]:
         """Starts a child in a session of its own and records it by pid and start time.
 
@@ -69,6 +70,7 @@ class Supervisor:
             folder: where it works; the workspace by default.
             extra: further environment variables.
             service: others need it to end well, so a run that is asked to end lets it live until they have.
+            pass_fds: open files that it gets beside the usual three.
 
         Raises:
             Stopped: the run was asked to end.
@@ -87,6 +89,7 @@ class Supervisor:
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
             self._children[child.pid] = what
             if service:

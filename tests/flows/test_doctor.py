@@ -164,7 +164,7 @@ def test_a_database_that_is_sound_locked_or_damaged(tmp_path: Path) -> None:
 
 
 def test_a_named_server_that_is_away_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.server import free_port
+    from tests.ports import free_port
 
     address = f"http://127.0.0.1:{free_port()}/api"
     monkeypatch.setenv("PREFECT_API_URL", address)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.server import free_port
 from flows.workers.exchange import fetch_code, open_exchange, publish_code
 from flows.workers.stage import produced_inputs
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

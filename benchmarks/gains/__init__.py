@@ -1,0 +1,1 @@
+"""What single techniques gain, see benchmarks/techniques.py."""

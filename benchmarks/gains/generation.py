@@ -1,0 +1,79 @@
+"""Of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from benchmarks.gains.measure import Gain, compare
+from prefloop.config.rollout import SamplingConfig
+from prefloop.rollout import sampling
+from prefloop.rollout.drawing import draw_with_logprobs
+
+
+def whole_inversion(logits: Tensor, noise: Tensor) -> Tensor:
+    """A draw by float64 sums over the whole vocabulary."""
+    summed = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    return torch.searchsorted(summed, (noise * summed[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+
+
+def draws(rounds: int) -> Iterator[Gain]:
+    """Blocks of the vocabulary against all of it."""
+    config = SamplingConfig()
+    for rows, vocabulary in ((256, 1024), (64, 8192), (128, 32768)):
+        logits = 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        assert (draw_with_logprobs(logits, noise, config)[0] == whole_inversion(logits, noise)).all()
+        yield compare(
+            f"draws by blocks, {rows} rows of {vocabulary:,} tokens",
+            partial(draw_with_logprobs, logits, noise, config),
+            partial(whole_inversion, logits, noise),
+            rounds,
+        )
+
+
+def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) -> Iterator[Gain]:
+    """Decoding in few operations, keys and values in place, and equal prompts read once."""
+    sampler = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=48))
+    different = [row["prompt"] for row in rows[:256]]
+    keys: list[tuple[int, ...]] = [(i,) for i in range(len(different))]
+
+    def sampled() -> sampling.Rollouts:
+        return sampler.sample(different, (0, "techniques"), keys)
+
+    def copying() -> sampling.Rollouts:
+        own = mock.patch.object(sampling, "roomy_cache", lambda model, _: DynamicCache(config=model.config))
+        with own, mock.patch.object(sampling, "decodes", return_value=False):
+            return sampled()
+
+    def through_modules() -> sampling.Rollouts:
+        with mock.patch.object(sampling, "decodes", return_value=False):
+            return sampled()
+
+    def of_few(count: int = 64) -> sampling.Rollouts:
+        return sampler.sample([prompt for prompt in different[:4] for _ in range(count)], (0, "few"), keys)
+
+    def of_few_through_modules() -> sampling.Rollouts:
+        with mock.patch.object(sampling, "decodes", return_value=False):
+            return of_few()
+
+    assert sampled().completion_ids == through_modules().completion_ids == copying().completion_ids
+    what = "tokens decoded in few operations (without: the model's own forward pass), 256 answers"
+    yield compare(f"{what} to as many prompts", sampled, through_modules, rounds)
+    yield compare(f"{what} to 4 prompts", of_few, of_few_through_modules, rounds)
+    yield compare(
+        "keys and values in place, 256 answers, the model's own pass", through_modules, copying, rounds
+    )
+    one = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=1))
+    yield compare(
+        "a prompt read once for 64 answers, their first tokens (without: 256 different prompts)",
+        lambda: one.sample([prompt for prompt in different[:4] for _ in range(64)], (0, "first"), keys),
+        lambda: one.sample(different, (0, "first"), keys),
+        rounds,
+    )

@@ -1,0 +1,224 @@
+"""Of steps of a training."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.gains.measure import Gain, busy, compare, gain_of
+from benchmarks.timing.material import conversations
+from benchmarks.timing.sizes import CPU_LENGTHS, Lengths
+from prefloop.config.compute import ComputeConfig
+from prefloop.config.dpo import DPOConfig
+from prefloop.config.sft import SFTConfig
+from prefloop.data.batching import collate
+from prefloop.data.comparisons import Ranking
+from prefloop.models import forward, ragged
+from prefloop.models.forward import token_logprobs
+from prefloop.models.loading import load_policy
+from prefloop.models.reward_model import RewardModel
+from prefloop.models.shared_prompt import tree_of, tree_scores
+from prefloop.training.direct import policy_pairs
+from prefloop.training.dpo import dpo_part
+from prefloop.training.environment import apply, resolve
+from prefloop.training.language_model import TokenRows, encode_blocks, encode_demonstrations
+from prefloop.training.pairs import EncodedComparison, encode_comparisons
+from prefloop.training.reward import encode_rankings
+from prefloop.training.shared_prompts import with_shared_prompts
+
+deterministic = importlib.import_module("torch.utils.deterministic")
+
+
+def prompts(
+    name: str, model: Any, tokenizer: Any, lengths: Lengths, completions: int, rounds: int
+) -> Iterator[Gain]:
+    """Of DPO: a prompt read once for its completions."""
+    config = DPOConfig(max_length=lengths.context)
+    count = lengths.rows("dpo") * 2 // completions
+    rows = conversations(len(tokenizer), lengths, lengths.rows("dpo"))
+    answers = [row[side] for row in rows for side in ("chosen", "rejected")]
+    ordered = [
+        Ranking(rows[i]["prompt"], answers[i * completions : (i + 1) * completions], list(range(completions)))
+        for i in range(count)
+    ]
+    apart, _ = encode_comparisons(ordered, tokenizer, config)
+    together = with_shared_prompts(apart, model, tokenizer, config)
+    part = dpo_part([torch.zeros(completions)] * count, config)
+
+    def step(comparisons: list[EncodedComparison]) -> float:
+        model.zero_grad(set_to_none=True)
+        pairs = policy_pairs(model, tokenizer, comparisons, "fp32")
+        loss = part(pairs, range(count), len(pairs.chosen)).loss
+        loss.backward()
+        return float(loss.detach())
+
+    assert abs(step(apart) - step(together)) < 1e-5 * abs(step(apart))
+    before, after = (
+        sum(len(row.input_ids) for comparison in apart for row in comparison.completions),
+        sum(len(tree) for comparison in together for tree in comparison.trees),
+    )
+    yield compare(
+        f"a prompt read once for {completions} completions ({after / before:.2f} of the tokens), a step of "
+        f"DPO at {name}, {lengths.name} rows",
+        partial(step, together),
+        partial(step, apart),
+        rounds,
+    )
+
+
+def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
+    """Of a training on blocks of 96 tokens: unset memory, and micro-batches that fit a core's cache."""
+    draw = torch.Generator().manual_seed(2)
+    blocks = torch.randint(10, len(tokenizer), (32, 96), generator=draw).tolist()
+    tokens = 32 * 95
+
+    def step(rows: int = 32) -> None:
+        model.zero_grad(set_to_none=True)
+        for start in range(0, 32, rows):
+            batch = collate(encode_blocks(blocks[start : start + rows]), tokenizer)
+            logprobs, _ = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.wanted)
+            (-logprobs.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+
+    def filled() -> None:
+        with filling():
+            step()
+
+    yield compare(f"unset memory is not filled, a step at {name}", step, filled, rounds)
+    for rows in (16, 8):
+        yield compare(
+            f"micro-batches of {rows} rows for 32, a step at {name}",
+            partial(step, rows),
+            step,
+            rounds,
+            kept=False,
+        )
+
+
+def rows_of(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:
+    """Conversations of SFT, a step's worth."""
+    said = [
+        {"prompt": row["prompt"], "completion": row["chosen"]}
+        for row in conversations(len(tokenizer), lengths, lengths.batch)
+    ]
+    encoded, _ = encode_demonstrations(said, tokenizer, lengths.context)
+    config = SFTConfig(batch_size=len(encoded), max_length=lengths.context)
+    return TokenRows(model, tokenizer, encoded, config, (0, name), "fp32")
+
+
+def learn(rows: TokenRows) -> float:
+    """Loss and gradients of a step of SFT."""
+    rows.model.zero_grad(set_to_none=True)
+    loss = 0.0
+    for part in rows.parts(range(len(rows.rows)), 0, 0):
+        part.loss.backward()
+        loss += part.loss.item()
+    return loss
+
+
+def end_to_end(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Rows without padding against padded groups of like length."""
+    rows = rows_of(name, model, tokenizer, lengths)
+
+    def padded() -> float:
+        with mock.patch.object(forward, "reads_flat", return_value=False):
+            return learn(rows)
+
+    assert abs(learn(rows) - padded()) < 1e-5 * padded()
+    yield compare(
+        f"rows end to end (without: padded groups), a step of SFT at {name}, {lengths.name} rows",
+        partial(learn, rows),
+        padded,
+        rounds,
+    )
+
+
+def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Norms of few passes over memory against transformers' own."""
+    rows = rows_of(name, model, tokenizer, lengths)
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        vars(module).pop("forward", None)
+    own = replace(rows, model=plain)
+    assert abs(learn(rows) - learn(own)) < 1e-5 * learn(own)
+    what = f"RMS norms with a backward pass of their own, a step of SFT at {name}, {lengths.name} rows"
+    yield compare(what, partial(learn, rows), partial(learn, own), rounds)
+
+
+def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """The last block where its result is wanted, of a language model and of a reward model."""
+    rows = rows_of(name, model, tokenizer, lengths)
+    scorer = RewardModel.create(model.name_or_path, seed=0)
+    pairs = conversations(len(tokenizer), lengths, lengths.rows("reward"))
+    ranked = [Ranking(row["prompt"], [row["chosen"], row["rejected"]], [0, 1]) for row in pairs]
+    encoded = encode_rankings(scorer, ranked, lengths.context)
+    trees = [tree_of(ranking.sequences) for ranking in encoded]
+
+    def score() -> float:
+        scorer.model.zero_grad(set_to_none=True)
+        scores = tree_scores(scorer.model, trees, int(tokenizer.pad_token_id), "fp32")
+        total = scores.square().sum()
+        total.backward()
+        return float(total.detach())
+
+    def whole(work: Callable[[], float]) -> float:
+        with mock.patch.object(ragged, "narrows", return_value=False):
+            return work()
+
+    steps = {"SFT": partial(learn, rows), "the reward model": score}
+    for method, step in steps.items():
+        assert abs(step() - whole(step)) < 1e-5 * abs(step())
+        what = f"the last block where it is wanted, a step of {method} at {name}, {lengths.name} rows"
+        yield compare(what, step, partial(whole, step), rounds)
+
+
+def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """Freed memory kept, in huge pages where they are: processes in turn, as it cannot be undone in one."""
+
+    def milliseconds(**environment: str) -> float:
+        arguments = f"{name!r}, {str(folder)!r}, {threads}"
+        code = f"import tasks; from benchmarks.gains.training import child; child({arguments})"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout.splitlines()[-1])
+
+    # What a variable of glibc's sets, prefloop leaves; this one changes nothing here.
+    left = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0"}
+    pairs = [(milliseconds(), milliseconds(**left)) for _ in range(max(rounds // 2, 3))]
+    yield gain_of(f"freed memory stays, a step of SFT at {name}", pairs)
+
+
+def child(name: str, folder: str, threads: int) -> None:
+    """Prints the processor milliseconds of a step."""
+    apply(resolve(ComputeConfig(device="cpu", precision="fp32")), threads)
+    model, tokenizer = load_policy(Path(folder))
+    rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"])
+    learn(rows), learn(rows)
+    print(statistics.median(busy(partial(learn, rows)) for _ in range(7)))
+
+
+@contextmanager
+def filling() -> Iterator[None]:
+    """Deterministic algorithms as torch has them: memory is filled before its first use."""
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
