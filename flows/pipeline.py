@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -46,7 +46,13 @@ class Report:
 
 
 def run_pipeline(
-    plan: Plan, run_one: RunOne, *, name: str, jobs: int, after: Mapping[str, Callable[[], str]]
+    plan: Plan,
+    run_one: RunOne,
+    *,
+    name: str,
+    jobs: int,
+    alone: Collection[str] = (),
+    after: Mapping[str, Callable[[], str]],
 ) -> Report:
     """Runs a plan as a Prefect flow.
 
@@ -56,10 +62,11 @@ def run_pipeline(
         run_one: runs a stage to its end; PrefloopError and Stopped are understood.
         name: name of the flow run.
         jobs: stages at once (count).
+        alone: stages that run while no other does.
         after: steps after the last stage, by name; each says what it did.
     """
     report = Report()
-    slots = Slots(plan.stages, jobs)
+    slots = Slots(plan.stages, jobs, alone)
 
     def attempt(what: str, work: Callable[[], State]) -> State:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flows import settings
+from flows.cores import taking_every_core
 from flows.late_delivery import deliver_late
 from flows.leftovers import unfinished
 from flows.planning.model import Action, Plan, StagePlan
@@ -166,8 +167,11 @@ def _run(
             terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")
         return result
 
+    alone = taking_every_core(supervisor.root, {stage.name for stage in plan.stages} - remote.keys())
     report = _in_thread(
-        lambda: run_pipeline(plan, run_one, name=supervisor.pipeline, jobs=request.jobs, after=steps)
+        lambda: run_pipeline(
+            plan, run_one, name=supervisor.pipeline, jobs=request.jobs, alone=alone, after=steps
+        )
     )
     if report.trouble:
         terminal.say(report.trouble)

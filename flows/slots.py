@@ -1,14 +1,16 @@
 """Places for stages at once: of those that could start, the one with the longest way to the end goes first.
 
 When the reward model is done, PPO and three evaluations could start. Were PPO to wait for the evaluations,
-the whole run would wait with it.
+the whole run would wait with it. Two kinds of stages are apart from that. What validates data goes before
+all: it is short, and may spare hours of a training that its findings would stop. And a stage whose threads
+take every core runs alone: threads that wait for one another lose more to a neighbour than it gains.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from flows.planning.model import Action, StagePlan
@@ -32,27 +34,35 @@ def _seconds(stage: StagePlan) -> float:
     return TYPICAL_SECONDS.get(method, TRAINING_SECONDS if name and method != "validate" else 5.0)
 
 
+def _validates(stage: str) -> bool:
+    return stage.partition("@")[0] in ("validate", "validate-leaks")
+
+
 class Slots:
     """Gives `jobs` places to the stages of a plan, in the order in which they matter to its end.
 
     A stage could start when all its parents are `done`. Among those, the one from whose beginning the way to
-    the end is longest comes first, by what stages took in past runs.
+    the end is longest comes first, by what stages took in past runs; validations come before the others.
 
     Args:
         stages: every stage, parents first.
         jobs: stages at once (count).
+        alone: stages that run while no other does.
     """
 
-    def __init__(self, stages: Sequence[StagePlan], jobs: int) -> None:
+    def __init__(self, stages: Sequence[StagePlan], jobs: int, alone: Collection[str] = ()) -> None:
         names = {stage.name for stage in stages}
         self._parents = {stage.name: names.intersection(stage.parents) for stage in stages}
         after = dict.fromkeys(names, 0.0)  # seconds from a stage's end to the end of the run, at least
         for stage in reversed(stages):
             for parent in self._parents[stage.name]:
                 after[parent] = max(after[parent], _seconds(stage) + after[stage.name])
-        order = sorted(stages, key=lambda stage: -(_seconds(stage) + after[stage.name]))
+        order = sorted(
+            stages, key=lambda stage: (not _validates(stage.name), -(_seconds(stage) + after[stage.name]))
+        )
         self._rank = {stage.name: rank for rank, stage in enumerate(order)}
-        self._free = jobs
+        self._jobs, self._alone = jobs, frozenset(alone)
+        self._running: set[str] = set()
         self._came: set[str] = set()
         self._left: set[str] = set()  # no longer in line: running, or ended
         self._done: set[str] = set()
@@ -68,12 +78,12 @@ class Slots:
             while not self._may_start(stage):
                 self._changed.wait(timeout=COURTESY_SECONDS / 4)
             self._left.add(stage)
-            self._free -= 1
+            self._running.add(stage)
         try:
             yield
         finally:
             with self._changed:
-                self._free += 1
+                self._running.discard(stage)
                 self._changed.notify_all()
 
     def done(self, stage: str) -> None:
@@ -98,4 +108,8 @@ class Slots:
             and self._rank[other] < self._rank[stage]
             and (other in self._came or now - since < COURTESY_SECONDS)
         ]
-        return self._free > len(before)
+        if stage in self._alone:
+            return not self._running and not before
+        if not self._alone.isdisjoint([*self._running, *before]):
+            return False
+        return len(self._running) + len(before) < self._jobs

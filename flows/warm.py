@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.cores import device_of
 from flows.settings import STATE
 from flows.supervision import Supervisor
 from flows.warm_child import WarmStarts
-from prefloop.errors import DataError
-from prefloop.files import read_json
 
-ENVIRONMENT = "runs/environment.json"
 SWITCH = "PREFLOOP_WARM"
 WORTHWHILE = 2
 """Stages that have to start for it to pay."""
@@ -52,7 +50,7 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
         commands: of the stages that may run.
     """
     ours = [command for command in commands if command.startswith("python -m tasks.")]
-    if len(ours) < WORTHWHILE or os.environ.get(SWITCH) == "off" or _device(supervisor.root) != "cpu":
+    if len(ours) < WORTHWHILE or os.environ.get(SWITCH) == "off" or device_of(supervisor.root) != "cpu":
         yield
         return
     folder = Path(tempfile.mkdtemp(prefix="prefloop-warm-"))  # a socket's path has to be short
@@ -76,10 +74,3 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
             os.kill(child.pid, signal.SIGKILL)
         supervisor.finish(child)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _device(root: Path) -> str:
-    try:
-        return str(read_json(root / ENVIRONMENT).get("device"))
-    except (DataError, OSError, AttributeError):
-        return ""

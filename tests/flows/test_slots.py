@@ -60,24 +60,59 @@ def test_the_longest_way_goes_first_then_the_longest_stage() -> None:
 
 
 def test_a_long_stage_goes_before_a_longer_chain_of_short_ones() -> None:
-    """`base` has fewer stages after it than a validation, and takes many times as long."""
+    """`base` has fewer stages after it than the first of the others, and takes many times as long."""
     stages = (
-        StagePlan("validate@text", Action.RUN, ()),
-        StagePlan("validate@prompts", Action.RUN, ("validate@text",)),
-        StagePlan("base", Action.RUN, ("validate@text",)),
-        StagePlan("validate-leaks", Action.RUN, ("validate@prompts",)),
-        StagePlan("sft", Action.RUN, ("base", "validate-leaks")),
+        StagePlan("ingest", Action.RUN, ()),
+        StagePlan("looks", Action.RUN, ("ingest",)),
+        StagePlan("base", Action.RUN, ("ingest",)),
+        StagePlan("export", Action.RUN, ("looks",)),
+        StagePlan("sft", Action.RUN, ("base", "export")),
     )
-    first = ["validate@text", "validate@prompts", "base", "validate-leaks", "sft"]
-    assert run_all(Slots(stages, 1), first) == [
-        "validate@text",
-        "base",
-        "validate@prompts",
-        "validate-leaks",
-        "sft",
-    ]
+    first = ["ingest", "looks", "base", "export", "sft"]
+    assert run_all(Slots(stages, 1), first) == ["ingest", "base", "looks", "export", "sft"]
     known = tuple(replace(stage, seconds=1.0) for stage in stages)  # a past run with a base of one second
-    assert run_all(Slots(known, 1), first)[1] == "validate@prompts"
+    assert run_all(Slots(known, 1), first)[1] == "looks"
+
+
+CHECKED = (
+    StagePlan("ingest", Action.RUN, ()),
+    StagePlan("base", Action.RUN, ("ingest",), seconds=1000.0),
+    StagePlan("validate@held_out", Action.RUN, ("ingest",), seconds=1.0),
+    StagePlan("validate-leaks", Action.RUN, ("validate@held_out",), seconds=1.0),
+    StagePlan("sft", Action.RUN, ("base", "validate-leaks")),
+    StagePlan("judge", Action.RUN, ("ingest",), seconds=1.0),
+)
+
+
+def test_what_validates_data_goes_before_hours_of_training() -> None:
+    order = run_all(Slots(CHECKED, 1), [stage.name for stage in CHECKED])
+    assert order == ["ingest", "validate@held_out", "validate-leaks", "base", "sft", "judge"]
+
+
+def test_a_stage_that_takes_every_core_runs_alone() -> None:
+    slots = Slots(CHECKED, 2, alone={"base", "sft"})
+    running, together, lock = set[str](), list[set[str]](), threading.Lock()
+
+    def work(name: str) -> None:
+        with slots.place(name):
+            with lock:
+                running.add(name)
+                together.append(set(running))
+            time.sleep(0.05)
+            with lock:
+                running.remove(name)
+            slots.done(name)
+
+    threads = [threading.Thread(target=work, args=(stage.name,), daemon=True) for stage in CHECKED]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "a stage waits for ever"
+    assert {"base"} in together
+    assert {"sft"} in together
+    assert all(group.isdisjoint({"base", "sft"}) for group in together if len(group) > 1)
+    assert any(len(group) == 2 for group in together)  # the judge ran beside a validation
 
 
 def test_a_place_is_kept_for_a_stage_that_is_still_coming() -> None:
