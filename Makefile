@@ -29,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev,lora]'
 	@$(BIN)/python -m pip check
+	@$(BIN)/python -m flows.prefect_database || echo "a workspace's first run will make Prefect's database"
 	@touch $(STAMP)
 
 run: $(STAMP)  ## run the pipeline; what is unchanged is skipped. ARGS="--preset small" and the like are passed on

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.prefect_database import provide_database
 from flows.settings import STATE
 from flows.supervision import Supervisor
 from prefloop.errors import WorkspaceError
@@ -61,6 +62,7 @@ def prefect_api(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
 def _start(supervisor: Supervisor, log: Path) -> tuple[subprocess.Popen[str], str]:
     """A server on a port that it gets open: nobody else can take it before."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    provide_database(Path(os.environ["PREFECT_HOME"]))
     with socket.socket() as listener, open(log, "w", encoding="utf-8") as output:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
