@@ -56,9 +56,9 @@ def without_room(room: int) -> Iterator[None]:
 
     whole = Sampler._batch
 
-    def sampled(sampler: Sampler, prompts: list[list[int]], noise: Tensor) -> Any:
+    def sampled(sampler: Sampler, prompts: list[list[int]], *given: Any) -> Any:
         require(len(prompts))
-        return whole(sampler, prompts, noise)
+        return whole(sampler, prompts, *given)
 
     with (
         mock.patch("prefloop.training.language_model.token_logprobs", limited),
