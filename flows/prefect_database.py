@@ -2,8 +2,8 @@
 
     python -m flows.prefect_database
 
-A hundred migrations lead from nothing to the tables of today, and take a new workspace's first run ten
-seconds. The Makefile makes the database after an installation; without it the server migrates by itself.
+A hundred migrations lead from nothing to the tables of today, and a new workspace's first run would wait
+for them. The Makefile makes the database after an installation; without it the server migrates by itself.
 """
 
 from __future__ import annotations

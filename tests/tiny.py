@@ -29,7 +29,13 @@ def tokenizer(context: int = 64) -> PreTrainedTokenizerFast:
 
 
 def model(
-    tokens: PreTrainedTokenizerFast, *, kind: str = "llama", width: int = 16, layers: int = 1, seed: int = 0
+    tokens: PreTrainedTokenizerFast,
+    *,
+    kind: str = "llama",
+    width: int = 16,
+    layers: int = 1,
+    kv_heads: int = 2,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """A random model that reads 64 tokens."""
     shape = ArchitectureConfig(
@@ -39,7 +45,7 @@ def model(
         intermediate_size=2 * width,
         layers=layers,
         heads=2,
-        kv_heads=1 if kind == "mistral" else 2,
+        kv_heads=1 if kind == "mistral" else kv_heads,
         context=64,
     )
     return create_model(shape, tokens, seed).eval()

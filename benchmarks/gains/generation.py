@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -47,26 +47,21 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
     def sampled() -> sampling.Rollouts:
         return sampler.sample(different, (0, "techniques"), keys)
 
+    def of_few() -> sampling.Rollouts:
+        return sampler.sample([prompt for prompt in different[:4] for _ in range(64)], (0, "few"), keys)
+
+    def through_modules(work: Callable[[], sampling.Rollouts] = sampled) -> sampling.Rollouts:
+        with mock.patch.object(sampling, "decodes", return_value=False):
+            return work()
+
     def copying() -> sampling.Rollouts:
-        own = mock.patch.object(sampling, "roomy_cache", lambda model, _: DynamicCache(config=model.config))
-        with own, mock.patch.object(sampling, "decodes", return_value=False):
-            return sampled()
-
-    def through_modules() -> sampling.Rollouts:
-        with mock.patch.object(sampling, "decodes", return_value=False):
-            return sampled()
-
-    def of_few(count: int = 64) -> sampling.Rollouts:
-        return sampler.sample([prompt for prompt in different[:4] for _ in range(count)], (0, "few"), keys)
-
-    def of_few_through_modules() -> sampling.Rollouts:
-        with mock.patch.object(sampling, "decodes", return_value=False):
-            return of_few()
+        with mock.patch.object(sampling, "roomy_cache", lambda model, _: DynamicCache(config=model.config)):
+            return through_modules()
 
     assert sampled().completion_ids == through_modules().completion_ids == copying().completion_ids
     what = "tokens decoded in few operations (without: the model's own forward pass), 256 answers"
     yield compare(f"{what} to as many prompts", sampled, through_modules, rounds)
-    yield compare(f"{what} to 4 prompts", of_few, of_few_through_modules, rounds)
+    yield compare(f"{what} to 4 prompts", of_few, partial(through_modules, of_few), rounds)
     yield compare(
         "keys and values in place, 256 answers, the model's own pass", through_modules, copying, rounds
     )

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefloop.config.base import ArchitectureConfig
 from prefloop.config.rollout import SamplingConfig
 from prefloop.config.training import LoraConfig
 from prefloop.models.adapters import attach
-from prefloop.models.creating import create_model
 from prefloop.models.forward import precision_context
 from prefloop.rollout import decoding, sampling
 from prefloop.rollout.decoding import STEP, Decoder, bias_of, decodes
@@ -27,17 +25,7 @@ REAL = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
 
 
 def far_from_uniform(kind: str, kv_heads: int = 2) -> PreTrainedModel:
-    shape = ArchitectureConfig(
-        model_type=kind,
-        vocab_size=320,
-        hidden_size=16,
-        intermediate_size=32,
-        layers=2,
-        heads=2,
-        kv_heads=kv_heads,
-        context=64,
-    )
-    model = create_model(shape, tiny.tokenizer(), 0).eval()
+    model = tiny.model(tiny.tokenizer(), kind=kind, layers=2, kv_heads=kv_heads)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
