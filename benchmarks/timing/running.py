@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,8 @@ def in_float32(side: Side, lengths: Lengths, asked: Asked) -> tuple[float, str]:
     exact = Side(side.row, side.material, side.scratch, few, "fp32", side.device)
     found = []
     # Accelerate's variable would have the peer compute in bf16 whatever its arguments say.
-    plain = Asked(asked.environment, asked.threads, 1, plain=False)
-    for run in trainings(exact, lengths, plain).values():
+    once = Asked(replace(asked.environment, precision="fp32"), asked.threads, 1, plain=False)
+    for run in trainings(exact, lengths, once).values():
         recording = next(iter(run()["answers"].values()))
         if "error" in recording:
             return float("nan"), str(recording["error"])

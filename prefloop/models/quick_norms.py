@@ -3,6 +3,9 @@
     y = w x s,    s = (mean(x^2) + eps)^(-1/2)                              (Zhang and Sennrich 2019, eq. 4)
 
 With g = dL/dy and n = x s, dL/dw sums g n over rows, and dL/dx = s (g w - n mean(g w n)).
+
+Under autocast x may be bf16 while w is float32. Then everything here is float32, as y is by transformers' own
+forward, too, which rounds n to bf16 in between and multiplies numbers of two types, slowly.
 """
 
 from __future__ import annotations
@@ -42,9 +45,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _forward(norm: Any, hidden_states: Tensor) -> Tensor:
     """What stands in for a norm's own forward, which computes what is elsewhere or of another precision."""
-    full = hidden_states.dtype == norm.weight.dtype and hidden_states.dtype in (torch.float32, torch.float64)
-    if full and hidden_states.device.type == "cpu":
-        return rms_norm(hidden_states, norm.weight, _eps(norm))
+    kind, own_kind = hidden_states.dtype, norm.weight.dtype
+    full = kind == own_kind and kind in (torch.float32, torch.float64)
+    mixed = kind == torch.bfloat16 and own_kind == torch.float32
+    if (full or mixed) and hidden_states.device.type == "cpu":
+        return rms_norm(hidden_states.to(own_kind), norm.weight, _eps(norm))
     own: Tensor = type(norm).forward(norm, hidden_states)
     return own
 

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefloop.data.batching import length_groups
@@ -26,6 +26,13 @@ NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
 GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
+FULL_PRECISION = 512
+"""Tokens up to which rows are attended to in float32 where the rest is bf16. In bf16 torch's attention calls
+a product of its own for each small block of a head, which on rows of a hundred tokens takes several times as
+long."""
+STEADY = 64
+"""In bf16 tokens come in multiples of this. For each new shape of a product machine code is made, which takes
+as long as a small product does, and stays in memory; a shape of one step's own is never asked for again."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,15 @@ class Layout:
     shapes: Sequence[tuple[int, int]]
     tokens: Tensor | None
     cells: Tensor | None
+
+    def lengthened(self, further: int) -> Layout:
+        """With so many flat tokens more at the end, which nothing attends to."""
+        if not further:
+            return self
+        total = sum(count * width for count, width in self.shapes)
+        cells = torch.arange(total) if self.cells is None else self.cells
+        tokens = torch.arange(total) if self.tokens is None else self.tokens
+        return Layout(self.shapes, tokens, pad(cells, (0, further)))
 
     @property
     def rows(self) -> int:
@@ -161,6 +177,17 @@ def attention(
     Returns:
         (1, N, H, D).
     """
+    widest = max(width for _, width in layout.shapes)
+    if torch.is_autocast_enabled("cpu") and widest <= FULL_PRECISION:
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.float(), key.float(), value.float()
+            return _attended(layout, query, key, value, scaling, dropout), None
+    return _attended(layout, query, key, value, scaling, dropout), None
+
+
+def _attended(
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     spread = (layout.spread(states[0].transpose(0, 1)) for states in (query, key, value))
     found = [
@@ -169,7 +196,7 @@ def attention(
         )
         for q, k, v in zip(*spread, strict=True)
     ]
-    return layout.collect(found).unsqueeze(0), None
+    return layout.collect(found).unsqueeze(0)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
@@ -183,10 +210,16 @@ def flat_states(
     Args:
         wanted: (n,) int64, the tokens whose states are wanted, in any order.
     """
+    count = len(wanted)
+    if torch.is_autocast_enabled("cpu"):
+        further = -len(input_ids) % STEADY  # tokens that nothing attends to
+        input_ids, position_ids = (pad(ids, (0, further)) for ids in (input_ids, position_ids))
+        layout = layout.lengthened(further)
+        wanted = pad(wanted, (0, -count % STEADY))
     if len(wanted) < len(input_ids) and narrows(trunk):
         with narrowed(trunk, wanted):
-            return _states(trunk, input_ids, position_ids, layout)
-    return _states(trunk, input_ids, position_ids, layout).index_select(0, wanted)
+            return _states(trunk, input_ids, position_ids, layout)[:count]
+    return _states(trunk, input_ids, position_ids, layout).index_select(0, wanted)[:count]
 
 
 def _states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
@@ -294,11 +327,13 @@ def _does_narrow(trunk: Any) -> bool:
 
 @torch.no_grad()
 def alike(model: Any, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
-    """True where two ways of a model's give the same, without dropout; False where one cannot be gone."""
+    """True where two ways of a model's give the same, without dropout, in its own precision; False where one
+    cannot be gone."""
     training = model.training
     model.eval()
     try:
-        found, expected = one(), other()
+        with torch.autocast(model.device.type, enabled=False):
+            found, expected = one(), other()
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError):
         return False
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from benchmarks.alongside.material import Material
 from benchmarks.alongside.side import Side
 from benchmarks.alongside.table import Row
 from benchmarks.peers.clock import Clock
-from benchmarks.timing import jobs, material, sampled, work
+from benchmarks.timing import jobs, material, running, sampled, work
 from benchmarks.timing.flops import Pass, Shape
 from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES, GPU_SIZES, METHODS, SAMPLING, Lengths, Size
+from prefloop.config.compute import ComputeConfig
 from prefloop.data.templates import ChatEncoder
+from prefloop.training.environment import resolve
 
 SIZE = Size("tiny", 320, 16, 32, 2, 2, 1, 4)
 LENGTHS = Lengths("tiny", (2, 5, 12), (2, 6, 14), 8)
@@ -160,6 +163,32 @@ def test_the_peer_takes_the_same_rows_a_step(
     else:
         assert len(job["prompts"]) == 3 * rows // jobs.GROUP.get(method, 1)
         assert jobs.compared(method, LENGTHS).method == method
+
+
+def test_losses_are_compared_in_float32_on_both_sides(
+    made: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def answer(precision: str, variables: Mapping[str, str]) -> dict[str, Any]:
+        told.append({"precision": precision, **variables})
+        return {"answers": {"row": {"losses": [1.0, 0.5]}}}
+
+    def ask(python: Path, script: str, given: list[Any], *_: Any, threads: int, **variables: str) -> Any:
+        return answer("bf16" if given[0]["peer"]["bf16"] else "fp32", variables)
+
+    monkeypatch.setattr(running, "environment", lambda *_: Path("python"))
+    monkeypatch.setattr(running, "ask", ask)
+    monkeypatch.setattr(running, "answers", lambda *given: answer(given[2][0]["precision"], given[-1]))
+    machine = dataclasses.replace(resolve(ComputeConfig()), precision="bf16")
+    one = dataclasses.replace(side("sft", made, tmp_path), precision="bf16")
+    asked = running.Asked(machine, 1, 1, plain=False)
+    assert running.in_float32(one, LENGTHS, asked) == (0.0, "")
+    assert told == [{"precision": "fp32"}] * 2
+    told.clear()
+    for run in running.trainings(one, LENGTHS, asked).values():
+        run()
+    assert told == [{"precision": "bf16"}, {"precision": "bf16", "ACCELERATE_MIXED_PRECISION": "bf16"}]
 
 
 def test_sizes_are_what_they_are_called() -> None:

@@ -85,11 +85,23 @@ def test_a_copy_has_norms_of_its_own() -> None:
     torch.testing.assert_close(other.model.norm(x), 2.0 * model.model.norm(x))
 
 
-def test_lower_precision_keeps_the_models_own_norm() -> None:
+def test_bf16_under_autocast_is_computed_in_float32_without_rounding_between() -> None:
     model = prepared(model_of("llama"))
-    norm, x = model.model.norm, torch.randn(3, 16)
-    own = type(norm).forward(norm, x.bfloat16())
-    assert torch.equal(norm(x.bfloat16()), own)
+    norm, x = model.model.norm, torch.randn(300, 16).bfloat16().requires_grad_()
+    exact = definition(x.detach().double(), norm.weight.double(), norm.variance_epsilon)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, own = norm(x), type(norm).forward(norm, x)
+    assert found.dtype == own.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
+    assert (own - exact).abs().max() > 1e-3  # what is spared
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+
+
+def test_a_norm_of_lower_precision_keeps_its_own() -> None:
+    norm, x = prepared(model_of("llama")).bfloat16().model.norm, torch.randn(3, 16).bfloat16()
+    assert torch.equal(norm(x), type(norm).forward(norm, x))
 
 
 def test_models_that_are_made_and_loaded_have_them(tmp_path: Path) -> None:

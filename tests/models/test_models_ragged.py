@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefloop.models import ragged
-from prefloop.models.forward import TOKENS_AT_ONCE, forward_groups, hidden_states, token_logprobs
+from prefloop.models.forward import (
+    TOKENS_AT_ONCE,
+    forward_groups,
+    hidden_states,
+    precision_context,
+    token_logprobs,
+)
 from prefloop.models.ragged import flatten, layout_of, reads_flat
 from tests import tiny
 
@@ -99,6 +105,65 @@ def test_a_trunk_computes_and_learns_what_it_does_of_padded_rows(kind: str) -> N
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # log-probs are float32
     assert model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_in_bf16_it_is_as_near_to_the_truth_as_padded_rows_are(kind: str) -> None:
+    model = tiny.model(tiny.tokenizer(), kind=kind).train()
+
+    def learned(name: str, *, padded: bool) -> list[Tensor]:
+        model.zero_grad()
+        with precision_context(name, "cpu"):
+            logprobs, _ = token_logprobs(model, BATCH, REAL, REAL, padded=padded)
+        logprobs.sum().backward()
+        return [logprobs.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    exact = learned("fp32", padded=True)
+
+    def distance(found: list[Tensor]) -> float:
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
+
+    flat, rows = distance(learned("bf16", padded=False)), distance(learned("bf16", padded=True))
+    assert 1e-4 < flat < 1.5 * rows
+    assert reads_flat(model.base_model)  # the trial was in float32
+
+
+def test_in_bf16_short_rows_are_attended_to_in_float32() -> None:
+    states = [torch.randn(9, 2, 8) for _ in range(3)]
+    layout = layout_of([0, 4], [4, 5])
+    exact = through(*states, layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(through(*states, layout), exact)
+        long = [torch.randn(ragged.FULL_PRECISION + 1, 2, 8) for _ in range(3)]
+        found = through(*long, layout_of([0], [ragged.FULL_PRECISION + 1]))
+    assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wanted", [[0], [2, 5, 13], list(range(14))])
+def test_in_bf16_tokens_come_in_multiples_and_none_too_many_is_given(
+    wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model(tiny.tokenizer())
+    flat = flatten(BATCH, REAL, torch.arange(7).expand(3, 7))
+    assert len(flat.input_ids) == 14
+    chosen, whole, seen = torch.tensor(wanted), ragged._states, []
+
+    def states(trunk: Any, input_ids: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(input_ids))
+        return whole(trunk, input_ids, *rest)
+
+    monkeypatch.setattr(ragged, "_states", states)
+    results = []
+    for name in ("fp32", "bf16"):
+        ragged.narrows(model.base_model)  # tried beforehand
+        seen.clear()
+        with precision_context(name, "cpu"):
+            results.append(
+                ragged.flat_states(model.base_model, flat.input_ids, flat.position_ids, flat.layout, chosen)
+            )
+        assert seen == [{"fp32": 14, "bf16": ragged.STEADY}[name]]
+    assert results[1].shape == (len(wanted), results[0].shape[1])
+    torch.testing.assert_close(results[1].float(), results[0], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
