@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from flows import settings
 from flows.cores import taking_every_core
+from flows.head_start import RunOne, head_start
 from flows.late_delivery import deliver_late
 from flows.leftovers import unfinished
 from flows.planning.model import Action, Plan, StagePlan
@@ -136,25 +137,20 @@ def _execute(
         tracked_pipeline(supervisor.pipeline) as tracked,
     ):
         supervisor.variables |= tracked.variables
-        import flows.pipeline  # noqa: F401  (Prefect's import takes as long as its server's start)
+        run_one = _runner(supervisor, terminal, remote)
+        with head_start(plan, run_one, supervisor.end_all, elsewhere=remote) as run_one:
+            import flows.pipeline  # noqa: F401  (Prefect's import takes as long as its server's start)
 
-        ready()
-        ended = _run(supervisor, request, plan, steps, terminal, started, remote)
+            ready()
+            alone = taking_every_core(root, {stage.name for stage in plan.stages} - remote.keys())
+            ended = _run(supervisor, request, plan, steps, terminal, started, run_one, alone)
         tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
         tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
         return ended
 
 
-def _run(
-    supervisor: Supervisor,
-    request: Request,
-    plan: Plan,
-    steps: dict[str, Callable[[], str]],
-    terminal: Terminal,
-    started: float,
-    remote: Remote,
-) -> Ended:
-    from flows.pipeline import run_pipeline
+def _runner(supervisor: Supervisor, terminal: Terminal, remote: Remote) -> RunOne:
+    """What runs one stage, here or elsewhere, and says so."""
 
     def run_one(stage: StagePlan) -> StageResult:
         if stage.name in remote:
@@ -167,7 +163,21 @@ def _run(
             terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")
         return result
 
-    alone = taking_every_core(supervisor.root, {stage.name for stage in plan.stages} - remote.keys())
+    return run_one
+
+
+def _run(
+    supervisor: Supervisor,
+    request: Request,
+    plan: Plan,
+    steps: dict[str, Callable[[], str]],
+    terminal: Terminal,
+    started: float,
+    run_one: RunOne,
+    alone: Collection[str],
+) -> Ended:
+    from flows.pipeline import run_pipeline
+
     report = _in_thread(
         lambda: run_pipeline(
             plan, run_one, name=supervisor.pipeline, jobs=request.jobs, alone=alone, after=steps

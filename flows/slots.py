@@ -38,6 +38,32 @@ def _validates(stage: str) -> bool:
     return stage.partition("@")[0] in ("validate", "validate-leaks")
 
 
+def _order(stages: Sequence[StagePlan]) -> list[StagePlan]:
+    """Stages, those that matter most to the end of the run first."""
+    names = {stage.name for stage in stages}
+    after = dict.fromkeys(names, 0.0)  # seconds from a stage's end to the end of the run, at least
+    for stage in reversed(stages):
+        for parent in names.intersection(stage.parents):
+            after[parent] = max(after[parent], _seconds(stage) + after[stage.name])
+    return sorted(
+        stages, key=lambda stage: (not _validates(stage.name), -(_seconds(stage) + after[stage.name]))
+    )
+
+
+def first_of(stages: Sequence[StagePlan]) -> StagePlan | None:
+    """The stage that gets the first place, where one is sure to run at once.
+
+    Args:
+        stages: every stage, parents first.
+    """
+    skipped = {stage.name for stage in stages if stage.action is Action.SKIP}
+    waited_for = {stage.name for stage in stages} - skipped
+    for stage in _order(stages):
+        if stage.name in waited_for and waited_for.isdisjoint(stage.parents):
+            return stage if stage.action is Action.RUN else None
+    return None
+
+
 class Slots:
     """Gives `jobs` places to the stages of a plan, in the order in which they matter to its end.
 
@@ -53,14 +79,7 @@ class Slots:
     def __init__(self, stages: Sequence[StagePlan], jobs: int, alone: Collection[str] = ()) -> None:
         names = {stage.name for stage in stages}
         self._parents = {stage.name: names.intersection(stage.parents) for stage in stages}
-        after = dict.fromkeys(names, 0.0)  # seconds from a stage's end to the end of the run, at least
-        for stage in reversed(stages):
-            for parent in self._parents[stage.name]:
-                after[parent] = max(after[parent], _seconds(stage) + after[stage.name])
-        order = sorted(
-            stages, key=lambda stage: (not _validates(stage.name), -(_seconds(stage) + after[stage.name]))
-        )
-        self._rank = {stage.name: rank for rank, stage in enumerate(order)}
+        self._rank = {stage.name: rank for rank, stage in enumerate(_order(stages))}
         self._jobs, self._alone = jobs, frozenset(alone)
         self._running: set[str] = set()
         self._came: set[str] = set()

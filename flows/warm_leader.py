@@ -7,12 +7,15 @@ shell that DVC started; when the process in between that stands for the stage is
 
 from __future__ import annotations
 
+import atexit
 import os
 import runpy
 import select
 import signal
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,6 +30,8 @@ DVC = "flows.dvc_process"
 """Module that is DVC's command line."""
 LEADER = "PREFLOOP_LEADER"
 """Environment variable by which `tasks/__init__.py` finds the leader of its stage: the path of a socket."""
+UNWRITTEN = 120
+"""Python's exit status where what was printed could not be written."""
 FREE = ("DVC", "PREFECT", "PREFLOOP_", "PWD", "OLDPWD", "SHLVL", "_")
 """Environment variables, or beginnings of their names, that nothing reads while it is imported."""
 
@@ -168,7 +173,37 @@ def _stage(module: str, arguments: Sequence[str]) -> None:
     _module(module, arguments)
 
 
-def _module(module: str, arguments: Sequence[str]) -> None:
-    """As `python -m MODULE`."""
+def _module(module: str, arguments: Sequence[str]) -> NoReturn:
+    """As `python -m MODULE`, to the end of the process.
+
+    An interpreter that ends takes apart all that was ever imported: here half a second of copying pages that
+    are about to be given back. What is due at an exit is done; the rest is left to the system, as
+    multiprocessing leaves it in processes that it forks.
+    """
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    code = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = _status(end.code)
+    except KeyboardInterrupt:
+        raise  # the interpreter ends by the signal itself, which its parent can tell
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or UNWRITTEN
+    os._exit(code)
+
+
+def _status(code: object) -> int:
+    """The exit status that `sys.exit(code)` ends with."""
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    print(code, file=sys.stderr)
+    return 1

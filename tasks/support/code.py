@@ -112,7 +112,12 @@ def stage_module(command: str) -> str:
 
 def load_yaml(path: Path) -> Any:
     """A YAML file as plain values, {} for an empty one."""
-    return yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The same of a text."""
+    return yaml.load(text, LOADER) or {}
 
 
 def _modules(root: Path) -> dict[str, str]:

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from prefloop.errors import ConfigError
 from prefloop.files import sha256_file
-from tasks.support.code import CODE, Code, load_yaml
+from tasks.support.code import CODE, Code, load_yaml, parse_yaml
 
 CONTENT_LIMIT_BYTES = 256 * 2**20
 """Inputs up to this size are read; larger ones are known by the hash that dvc.lock keeps of them."""
@@ -104,14 +105,20 @@ def input_hash(dep: str, locked: Mapping[str, str], root: Path = Path(".")) -> s
 
 def locked_hashes(root: Path = Path(".")) -> dict[str, str]:
     """Path -> DVC hash of every output in dvc.lock, and of what *.dvc files beside the data track."""
-    hashes: dict[str, str] = {}
     lock = root / "dvc.lock"
-    if lock.exists():
-        for entry in load_yaml(lock).get("stages", {}).values():
-            hashes |= {out["path"]: out["md5"] for out in entry.get("outs", []) if "md5" in out}
+    hashes = dict(_hashes_in(lock.read_text(encoding="utf-8"))) if lock.exists() else {}
     for pointer in sorted((root / "data" / "sources").glob("*.dvc")):
         for out in load_yaml(pointer).get("outs", []):
             hashes[(pointer.parent / out["path"]).relative_to(root).as_posix()] = out.get("md5", "")
+    return hashes
+
+
+@lru_cache(maxsize=1)
+def _hashes_in(lock: str) -> Mapping[str, str]:
+    """Of every output that the text of a dvc.lock has; a stage asks for each of its datasets."""
+    hashes: dict[str, str] = {}
+    for entry in parse_yaml(lock).get("stages", {}).values():
+        hashes |= {out["path"]: out["md5"] for out in entry.get("outs", []) if "md5" in out}
     return hashes
 
 

@@ -23,7 +23,7 @@ from tasks.support.process import end_group, group_members, identify, lifeline
 IMPORTED = "colorsys"  # by the warm process, and by nothing else here
 
 PROBE = """
-import json, os, sys, time
+import atexit, json, os, sys, threading, time
 from tasks.support.signals import Interrupted, StopFlag
 stop = StopFlag()
 with stop.installed():
@@ -34,6 +34,12 @@ with stop.installed():
         print(json.dumps(about), flush=True)
         if sys.argv[1] == "fails":
             sys.exit(3)
+        if sys.argv[1] == "says":
+            sys.exit("what was wrong")
+        if sys.argv[1] == "breaks":
+            atexit.register(print, "what is due at an exit")
+            threading.Thread(target=lambda: (time.sleep(0.3), print("what a thread does"))).start()
+            raise LookupError("what nobody expected")
         while sys.argv[1] == "waits":
             time.sleep(0.05)
     except Interrupted:
@@ -44,6 +50,8 @@ PIPELINE = """
 stages:
   ends: {cmd: python -m tasks.probe ends 'a b', always_changed: true}
   fails: {cmd: python -m tasks.probe fails, always_changed: true}
+  says: {cmd: python -m tasks.probe says, always_changed: true}
+  breaks: {cmd: python -m tasks.probe breaks, always_changed: true}
   waits: {cmd: python -m tasks.probe waits, always_changed: true}
   differs: {cmd: OMP_DYNAMIC=1 python -m tasks.probe ends, always_changed: true}
 """
@@ -131,6 +139,18 @@ def test_a_failure_is_the_commands(start: Start) -> None:
     code, output = ended(child)
     assert code != 0
     assert "exited with 3" in output
+
+
+def test_the_end_of_a_stage_is_that_of_an_interpreter(start: Start) -> None:
+    code, output = ended(start("says"))
+    assert code != 0
+    assert "what was wrong\n" in output
+    assert "exited with 1" in output
+    code, output = ended(start("breaks"))
+    assert code != 0
+    for words in ("LookupError: what nobody expected", "what a thread does", "what is due at an exit"):
+        assert f"{words}\n" in output
+    assert "exited with 1" in output
 
 
 def test_what_libraries_would_read_otherwise_is_not_forked(start: Start) -> None:
