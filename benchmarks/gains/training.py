@@ -8,11 +8,12 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -107,22 +108,24 @@ def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
         )
 
 
-def rows_of(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:
-    """Conversations of SFT, a step's worth."""
+def rows_of(
+    name: str, model: Any, tokenizer: Any, lengths: Lengths, steps: int = 1, precision: str = "fp32"
+) -> TokenRows:
+    """Conversations of SFT, so many steps' worth."""
     said = [
         {"prompt": row["prompt"], "completion": row["chosen"]}
-        for row in conversations(len(tokenizer), lengths, lengths.batch)
+        for row in conversations(len(tokenizer), lengths, lengths.batch * steps)
     ]
     encoded, _ = encode_demonstrations(said, tokenizer, lengths.context)
-    config = SFTConfig(batch_size=len(encoded), max_length=lengths.context)
-    return TokenRows(model, tokenizer, encoded, config, (0, name), "fp32")
+    config = SFTConfig(batch_size=lengths.batch, max_length=lengths.context)
+    return TokenRows(model, tokenizer, encoded, config, (0, name), precision)
 
 
-def learn(rows: TokenRows) -> float:
-    """Loss and gradients of a step of SFT."""
+def learn(rows: TokenRows, chosen: Sequence[int] = ()) -> float:
+    """Loss and gradients of a step of SFT, of all rows or some."""
     rows.model.zero_grad(set_to_none=True)
     loss = 0.0
-    for part in rows.parts(range(len(rows.rows)), 0, 0):
+    for part in rows.parts(chosen or range(len(rows.rows)), 0, 0):
         part.loss.backward()
         loss += part.loss.item()
     return loss
@@ -182,6 +185,39 @@ def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
         assert abs(step() - whole(step)) < 1e-5 * abs(step())
         what = f"the last block where it is wanted, a step of {method} at {name}, {lengths.name} rows"
         yield compare(what, step, partial(whole, step), rounds)
+
+
+def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Steps in bf16 of rows that nobody saw together before: float32 for attention, tokens in multiples."""
+    step = lengths.batch
+    exact, rows = (rows_of(name, model, tokenizer, lengths, 4, kind) for kind in ("fp32", "bf16"))
+    shuffled = Random(0)
+
+    def four_steps(of: TokenRows = rows) -> None:
+        order = shuffled.sample(range(len(of.rows)), 4 * step)
+        for first in range(0, len(order), step):
+            learn(of, order[first : first + step])
+
+    def otherwise(constant: str, value: int) -> None:
+        with mock.patch.object(ragged, constant, value):
+            four_steps()
+
+    first = range(step)
+    assert abs(learn(rows, first) - learn(exact, first)) < 1e-2 * learn(exact, first)
+    what = f"four steps of SFT at {name}, {lengths.name} rows"
+    yield compare(f"bf16 (without: float32), {what}", four_steps, partial(four_steps, exact), rounds)
+    yield compare(
+        f"in bf16, short rows attended to in float32, {what}",
+        four_steps,
+        partial(otherwise, "FULL_PRECISION", 0),
+        rounds,
+    )
+    yield compare(
+        f"in bf16, tokens in multiples of {ragged.STEADY}, {what}",
+        four_steps,
+        partial(otherwise, "STEADY", 1),
+        rounds,
+    )
 
 
 def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
