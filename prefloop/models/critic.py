@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefloop.config.ppo import PPOConfig
 from prefloop.data.batching import Batch
 from prefloop.models.forward import hidden_states, preceding
+from prefloop.models.heads import read
 from prefloop.models.loading import embedding_shape
 from prefloop.models.reward_model import RewardModel
 
@@ -51,7 +52,7 @@ class Critic(nn.Module):
             assert self.trunk is not None, "a shared critic needs the policy's hidden states"
             wanted = preceding(batch.wanted)
             hidden = hidden_states(self.trunk, batch.input_ids, batch.attention_mask, wanted=wanted)
-        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+        values = read(self.head, hidden.to(self.head.weight.dtype)).squeeze(-1).float()
         shifted = torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
         return torch.where(batch.wanted, shifted, torch.zeros_like(shifted))
 

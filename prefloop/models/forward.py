@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from prefloop.data.batching import length_groups
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
+from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
 TOKENS_AT_ONCE = 4096
@@ -188,7 +190,7 @@ def token_logprobs(
             if hidden is None:
                 hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)
             states = hidden.flatten(0, 1).index_select(0, at)
-        logits = inner.get_output_embeddings()(states)
+        logits = read(inner.get_output_embeddings(), states)
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -201,6 +203,17 @@ def token_logprobs(
         with torch.no_grad():
             entropy = nothing.index_copy(0, at + 1, -(chosen.exp() * chosen).sum(dim=-1))
     return logprobs.view(input_ids.shape), entropy.view(input_ids.shape)
+
+
+def next_token_logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """Logits after the last token of each row, (B, V), by the model's own forward pass on `inputs`; of a
+    small head in float32, as `token_logprobs` has them."""
+    inner = plain(model)
+    head = inner.get_output_embeddings()
+    if reads_in_float32(head, model.device) and not adjusts_logits(model):
+        return read(head, inner.base_model(**inputs).last_hidden_state[:, -1])
+    own: Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+    return own
 
 
 def _flattened(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> Flat:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from prefloop.models.adapters import plain
 from prefloop.models.forward import adjusts_logits, forward_groups, hidden_states, precision_context
+from prefloop.models.heads import read
 from prefloop.models.ragged import Layout, attends_plainly, flat_states, layout_of, reads_flat
 
 ATTENTION_COST = 1 / 4
@@ -204,7 +205,7 @@ def tree_scores(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int, prec
     head = cast(nn.Module, plain(model).score)
 
     def look(batch: TreeBatch, _: list[int]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return _last(batch), lambda states: cast(Tensor, head(states)).float()
+        return _last(batch), lambda states: read(head, states).float()
 
     return _of_branches(model, trees, pad_id, precision, look)
 
@@ -244,13 +245,13 @@ def tree_logprobs(
         table = torch.tensor(found, dtype=torch.long, device=model.device).view(-1, 3)
         owners, places, targets = table.unbind(dim=1)
 
-        def read(states: Tensor) -> Tensor:
-            logits = cast(Tensor, head(states))  # (wanted tokens, V)
+        def summed(states: Tensor) -> Tensor:
+            logits = read(head, states)  # (wanted tokens, V)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             picked = torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
 
-        return places, read
+        return places, summed
 
     return _of_branches(model, trees, pad_id, precision, look)
 

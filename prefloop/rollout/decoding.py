@@ -20,6 +20,7 @@ from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedModel
 
 from prefloop.models.forward import adjusts_logits
+from prefloop.models.heads import is_small
 from prefloop.models.ragged import alike, attends_plainly
 from prefloop.rollout.kv_cache import RoomyLayer, roomy_cache
 
@@ -67,7 +68,8 @@ class Decoder:
         trunk, head = model.base_model, model.get_output_embeddings()
         dtype = torch.bfloat16 if precision == "bf16" else head.weight.dtype
         self.embedding, self.rotary, self.norm = trunk.embed_tokens, trunk.rotary_emb, trunk.norm
-        self.head = _joined(dtype, (head, 1.0))
+        self.exact = precision == "bf16" and is_small(head)  # as prefloop.models.heads reads it
+        self.head = _joined(head.weight.dtype if self.exact else dtype, (head, 1.0))
         self.blocks = [_block(layer, dtype) for layer in trunk.layers]
 
     def __call__(self, ids: Tensor, places: Tensor, layers: Sequence[RoomyLayer], bias: Tensor) -> Tensor:
@@ -88,7 +90,10 @@ class Decoder:
         sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
         for block, layer in zip(self.blocks, layers, strict=True):
             hidden = _through(block, layer, hidden, cosine, sine, bias)
-        return linear(self.norm(hidden), *self.head)
+        if not self.exact:
+            return linear(self.norm(hidden), *self.head)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return linear(self.norm(hidden).float(), *self.head)
 
 
 def _through(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Messages
 from prefloop.errors import ConfigError
-from prefloop.models.forward import positions, precision_context
+from prefloop.models.forward import next_token_logits, positions, precision_context
 from prefloop.models.loading import context_length
 from prefloop.rollout.decoding import STEP, Decoder, bias_of, decodes
 from prefloop.rollout.drawing import draw_with_logprobs
@@ -193,14 +193,14 @@ class Sampler:
                     bias[:, width + step - 1] = 0.0
                     logits = decoder(step_ids, step_positions, cache.layers, bias)  # type: ignore[arg-type]
                 else:
-                    logits = self.model(
+                    logits = next_token_logits(
+                        self.model,
                         input_ids=step_ids,
                         attention_mask=real[:, : width + step],
                         position_ids=step_positions,
                         past_key_values=cache,
                         use_cache=True,
-                        logits_to_keep=1,
-                    ).logits[:, -1]
+                    )
             if step == 0:
                 if len(different) < len(prompts):
                     logits, real, step_positions = logits[source], real[source], step_positions[source]

@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Message
-from prefloop.models.forward import precision_context
+from prefloop.models.forward import next_token_logits, precision_context
 from prefloop.models.loading import context_length
 from prefloop.rollout.drawing import draw
 from prefloop.training.noise import Key, uniforms
@@ -40,9 +40,7 @@ def stream(
     shown = ""
     for step in range(config.max_new_tokens):
         with precision_context(precision, device.type):
-            logits = model(
-                input_ids=step_ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
+            logits = next_token_logits(model, input_ids=step_ids, past_key_values=cache, use_cache=True)
         token = draw(logits.float(), noise[:, step].to(device), config)
         if int(token) in encoder.stops:
             break
