@@ -49,6 +49,7 @@ class TrainingConfig:
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         threads: CPU threads of this stage; 0 takes `compute.threads`. Stages that run side by side do best
             with a share of the cores each.
+        precision: "fp32" or "bf16"; empty takes what `compute.precision` gives.
         lora: low-rank adapters.
     """
 
@@ -68,6 +69,7 @@ class TrainingConfig:
     max_length: int = 512
     gradient_checkpointing: bool = False
     threads: int = 0
+    precision: Literal["", "fp32", "bf16"] = ""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:

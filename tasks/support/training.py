@@ -45,7 +45,7 @@ def prepare(stage: Stage[Any]) -> Workbench:
     """Applies the environment, starts the other processes that share the stage's trainings, and opens its
     checkpoints."""
     compute = read_section("compute", ComputeConfig)
-    environment = stage.compute
+    environment = replace(stage.compute, precision=stage.config.precision or stage.compute.precision)
     apply(environment, stage.config.threads)
     stage.hold(shared(environment, stage.scratch))
     return Workbench(
