@@ -101,7 +101,8 @@ class Watch:
         again = self._signal is not None
         self._signal = self._signal or number
         if self._child is not None:
-            self._child.send(number)
+            if again or not self._child.asked:  # a second signal ends a run at once
+                self._child.send(number)
         elif again:
             os._exit(128 + number)  # what is half done is done anew next time
         self._wake.set()
@@ -194,10 +195,12 @@ class Watch:
         if data == self._memory.data and not failed and not self._owed:
             if touched:
                 self._voice.say("unchanged", "the data is what the last run began with: nothing to do")
+            self._memory.under_run = False
             return
         work = self._work()
         if not work.needed and not (self._memory.under_run and work.fresh):
-            self._memory.data, self._memory.failed, self._owed = data, {}, False
+            self._memory.data, self._memory.failed, self._memory.under_run = data, {}, False
+            self._owed = False
             self._voice.say("up-to-date", "every stage is up to date with the data: nothing to do")
         elif failed.get("data") == data and failed.get("params") == params and not self._owed:
             self._exit_code = int(failed["exit_code"])
@@ -210,8 +213,8 @@ class Watch:
             # DVC hashes what a stage read after the stage ended: one that read older data counts as fresh.
             self._start(data, params, (*work.fresh, "--force"), preparing=True)
         else:
+            self._memory.under_run = False
             self._start(data, params, self._options.arguments, preparing=False)
-        self._memory.under_run = False
 
     def _work(self) -> Work:
         if not self._options.planned:
@@ -232,7 +235,7 @@ class Watch:
     def _attend(self, child: Child, now: float) -> None:
         status = child.status()
         if status is None:
-            if self._options.supersede and not child.superseded and self._newer(now):
+            if self._options.supersede and not child.asked and self._newer(now):
                 self._voice.say("supersede", f"newer data arrived: asking the run to end (pid {child.pid})")
                 child.supersede()
             return
@@ -243,7 +246,7 @@ class Watch:
     def _newer(self, now: float) -> bool:
         """True when data came to rest that the run under way does not have."""
         whole = self._incoming.whole(now)
-        pending = whole, self._seen_sources
+        pending = whole, self._incoming.waiting(), self._seen_sources
         if pending == self._weighed or not (whole or self._dirty) or not self._debounce.due(now):
             return False
         self._weighed = pending
@@ -254,13 +257,12 @@ class Watch:
 
     def _ended(self, child: Child, status: int) -> None:
         if status == 0 and self._preparing:
-            self._owed = True
+            self._owed, self._memory.under_run = True, self._dirty
         elif status == 0:
             self._memory.data, self._memory.failed, self._exit_code = self._began, {}, 0
             self._voice.say("done", "the run ended well", exit_code=0)
         elif (child.superseded or self._signal is not None) and status in STOPPED:
             self._owed = True
-            self._memory.under_run = self._memory.under_run or self._preparing
         elif status == BUSY and not self._tried_again:
             self._owed = self._tried_again = True  # another run may have been quicker by a moment
             return
