@@ -356,7 +356,7 @@ def test_data_that_changed_while_a_stage_read_it_is_read_again(root: Path, start
     assert (root / "rows.txt").read_text() == "one\ntwo\n"
 
 
-def wait_until(check: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(check: Callable[[], object], seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < until, f"not within {seconds} s"

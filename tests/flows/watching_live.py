@@ -140,7 +140,7 @@ class Live:
     def said(self, event: str) -> list[dict[str, Any]]:
         return [said for said in self.events if said["event"] == event]
 
-    def wait_for(self, event: str, count: int = 1, seconds: float = 60) -> list[dict[str, Any]]:
+    def wait_for(self, event: str, count: int = 1, seconds: float = 240) -> list[dict[str, Any]]:
         """Waits until `event` was said so often."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
