@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows import settings
+from flows.tracking import pointer_of, track
 from prefloop.data.importing import Version, formats, import_files, versions
-from prefloop.errors import ConfigError, WorkspaceError
+from prefloop.errors import ConfigError
 
 EPILOG = "Examples: prefloop data import hh-rlhf *.jsonl.gz; prefloop data formats; prefloop data list"
 
@@ -41,10 +41,10 @@ def import_(
 ) -> None:
     """Convert files into a new version under data/sources/, tracked by DVC; equal content once only."""
     settings.apply(Path("."))
-    version = import_files(format, files, dict(map(_pair, option or [])))
-    pointer = version.folder.with_name(f"{version.name}.dvc")
+    version = import_files(format, files, as_options(option))
+    pointer = pointer_of(version.folder)
     if not pointer.exists():
-        _track(version.folder)
+        track(Path("."), [version.folder])
     if as_json:
         print(json.dumps(_plain(version), indent=2))
         return
@@ -86,6 +86,15 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of 
             print(f"{version.name}  {_counted(version)}")
 
 
+def as_options(texts: Sequence[str] | None) -> dict[str, str]:
+    """What `--option NAME=VALUE` says, given any number of times.
+
+    Raises:
+        ConfigError: one of them is not of that form.
+    """
+    return dict(map(_pair, texts or ()))
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -100,14 +109,3 @@ def _counted(version: Version) -> str:
 
 def _plain(version: Version) -> dict[str, Any]:
     return {**dataclasses.asdict(version), "folder": version.folder.as_posix()}
-
-
-def _track(folder: Path) -> None:
-    """`dvc add`. Raises WorkspaceError if DVC cannot; importing again tries again."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "add", "--quiet", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise WorkspaceError(
-            f"{folder} was imported, but DVC cannot track it: {done.stderr.strip() or done.stdout.strip()}",
-            f"mend that (prefloop doctor helps), then import again or run: dvc add {folder}",
-        )

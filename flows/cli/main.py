@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "run the pipeline, or some of its stages",
     "plan": "what would run, and why",
     "status": "what is running, what is there, how the policies compare",
+    "watch": "run when data changes",
     "data": "bring in your own data",
     "accept": "keep results although the code changed",
     "compare": "what differed between runs, and which is better",

@@ -1,0 +1,336 @@
+"""The watch itself: looks, waits for changes to come to rest, takes deliveries, starts one run at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from flows import settings
+from flows.planning.planner import open_repo
+from flows.settings import STATE
+from flows.supervision import live_run
+from flows.watching.bucket import Bucket
+from flows.watching.child import Child
+from flows.watching.debounce import Debounce
+from flows.watching.files import Hashes, signature
+from flows.watching.incoming import Incoming
+from flows.watching.memory import Memory
+from flows.watching.options import Options
+from flows.watching.sources import Sources
+from flows.watching.voice import Voice
+from flows.watching.work import Work, find_work
+from prefloop.errors import PrefloopError, WorkspaceError
+from prefloop.files import sha256_file
+from tasks.support.locks import held
+from tasks.support.process import lifeline, watch_parent
+
+RETRY_SECONDS: Final = 30.0
+BUSY: Final = WorkspaceError.exit_code
+STOPPED: Final = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+def watch(root: Path, options: Options, voice: Voice) -> int:
+    """Watches until a signal comes; with `once`, until everything there is dealt with.
+
+    Returns:
+        130 or 143 after a signal; with `once` that of the run, and 6 when something has to be tried again.
+
+    Raises:
+        WorkspaceError: another watch is live in this workspace.
+        ConfigError: no DVC repository, or a bucket that cannot be read.
+    """
+    settings.apply(root)
+    open_repo(root)
+    bucket = Bucket(options.bucket) if options.bucket else None
+    with (
+        held(root / STATE / "watch.lock", f"watching the workspace {root.absolute()}"),
+        lifeline(root / STATE / "watch.lifeline") as variables,
+    ):
+        watcher = Watch(root, options, voice, bucket, variables)
+        watch_parent(lambda: watcher.stop(signal.SIGTERM))
+        with _signals(watcher.stop):
+            return watcher.run()
+
+
+class Watch:
+    """One watch. Open it with `watch`."""
+
+    def __init__(
+        self, root: Path, options: Options, voice: Voice, bucket: Bucket | None, variables: Mapping[str, str]
+    ) -> None:
+        self._root, self._options, self._voice, self._variables = root, options, voice, variables
+        self._memory = Memory.load(root)
+        self._hashes = Hashes(self._memory.hashes)
+        self._sources = Sources(root, self._hashes)
+        self._incoming = Incoming(root, root / options.incoming, options.default, voice)
+        self._bucket = bucket
+        self._debounce = Debounce(options.quiet, options.most)
+        self._looked = self._started = time.monotonic()
+        self._bucket_looked = -options.bucket_interval
+        self._seen_sources = self._sources.look()
+        self._seen_params = signature(root / "params.yaml")
+        self._dirty = True  # data/sources may not be what the last run began with
+        self._owed = False  # a run is due although data/sources stands as it was
+        self._retry_at = 0.0
+        self._child: Child | None = None
+        self._began = self._began_params = ""
+        self._preparing = self._tried_again = False
+        self._weighed: object = None
+        self._signal: int | None = None
+        self._wake = threading.Event()
+        self._exit_code = 0
+
+    def run(self) -> int:
+        """Looks and acts until asked to end; returns the exit code."""
+        self._voice.say("watching", f"watching data/sources, {self._options.incoming}{self._on_bucket()}")
+        while self._signal is None:
+            self._tick()
+            if self._options.once and self._finished(time.monotonic()):
+                break
+            self._wake.wait(self._options.interval)
+        return self._end()
+
+    def stop(self, number: int) -> None:
+        """Asks the watch, and the run under way, to end; once more ends at once."""
+        again = self._signal is not None
+        self._signal = self._signal or number
+        if self._child is not None:
+            if again or not self._child.asked:  # a second signal ends a run at once
+                self._child.send(number)
+        elif again:
+            os._exit(128 + number)  # what is half done is done anew next time
+        self._wake.set()
+
+    def _tick(self) -> None:
+        earliest, self._looked = self._looked, time.monotonic()
+        now = self._looked
+        if self._look(now):
+            self._debounce.notice(earliest, now)
+            self._retry_at = 0.0
+        if self._child is not None:
+            self._attend(self._child, now)
+        if self._child is None and now >= self._retry_at and self._wants(now) and self._debounce.due(now):
+            self._act(now)
+
+    def _look(self, now: float) -> bool:
+        changed = False
+        sources, params = self._sources.look(), signature(self._root / "params.yaml")
+        if sources != self._seen_sources:
+            self._seen_sources, self._dirty, changed = sources, True, True
+            if self._child is not None or live_run(self._root) is not None:
+                self._memory.under_run = True
+                self._remember()
+        if params != self._seen_params:
+            self._seen_params = params
+            if self._memory.failed:
+                self._dirty = changed = True
+        self._look_into_bucket(now)
+        return self._incoming.look(now) or changed
+
+    def _look_into_bucket(self, now: float) -> None:
+        if self._bucket is None or now - self._bucket_looked < self._options.bucket_interval:
+            return
+        self._bucket_looked = now
+        try:
+            for name, version in self._bucket.new(self._memory.bucket).items():
+                file = self._bucket.fetch(name, self._root / self._options.incoming)
+                self._memory.bucket[name] = version
+                self._memory.save(self._root)
+                self._voice.say("fetched", f"{name} of {self._bucket.url} is now {file}", object=name)
+            self._voice.forget("bucket")
+        except Exception as error:  # each store has its own errors, and most of them pass
+            self._voice.say_once("bucket", f"{self._bucket.url} cannot be read, tried again: {error}")
+
+    def _wants(self, now: float) -> bool:
+        return self._dirty or self._owed or bool(self._incoming.whole(now))
+
+    def _act(self, now: float) -> None:
+        """Takes what was delivered, and starts a run where the data became another."""
+        self._debounce.clear()
+        other = live_run(self._root)
+        if other is not None:
+            self._voice.say_once(
+                "waiting",
+                f"another run has the workspace (pid {other[0]}): waiting until it ends",
+                pid=other[0],
+            )
+            return
+        self._voice.forget("waiting")
+        touched = self._dirty
+        try:
+            self._fetch_pointers()
+            whole = self._incoming.whole(now)
+            if whole:
+                with held(
+                    self._root / STATE / "locks/workspace.lock", f"the workspace {self._root.absolute()}"
+                ):
+                    self._incoming.take(whole)
+            self._seen_sources, self._dirty = self._sources.look(), False
+            self._memory.pointers = self._sources.pointers()
+            self._decide(self._sources.content(), self._params(), touched and not whole)
+            self._remember()
+            self._voice.forget("trouble")
+        except (PrefloopError, OSError) as error:
+            if live_run(self._root) is not None:  # quicker by a moment: waited for at the next look
+                self._dirty = True
+                return
+            self._dirty, self._retry_at = True, now + RETRY_SECONDS
+            self._voice.say_once(
+                "trouble", f"{error}\n  tried again in {RETRY_SECONDS:.0f} s, or on a change"
+            )
+
+    def _fetch_pointers(self) -> None:
+        if self._sources.behind(self._memory.pointers):
+            for name in self._sources.fetch():
+                self._voice.say("pulled", f"the data of {name} is here now", pointer=name)
+
+    def _decide(self, data: str, params: str, touched: bool) -> None:
+        failed = self._memory.failed
+        if data == self._memory.data and not failed and not self._owed:
+            if touched:
+                self._voice.say("unchanged", "the data is what the last run began with: nothing to do")
+            self._memory.under_run = False
+            return
+        work = self._work()
+        if not work.needed and not (self._memory.under_run and work.fresh):
+            self._memory.data, self._memory.failed, self._memory.under_run = data, {}, False
+            self._owed = False
+            self._voice.say("up-to-date", "every stage is up to date with the data: nothing to do")
+        elif failed.get("data") == data and failed.get("params") == params and not self._owed:
+            self._exit_code = int(failed["exit_code"])
+            self._voice.say_once(
+                "failed-before",
+                f"the last run failed on this data with exit code {self._exit_code}: "
+                "tried again when data or parameters change",
+            )
+        elif self._memory.under_run and data != self._memory.data and work.fresh:
+            # DVC hashes what a stage read after the stage ended: one that read older data counts as fresh.
+            self._start(data, params, (*work.fresh, "--force"), preparing=True)
+        else:
+            self._memory.under_run = False
+            self._start(data, params, self._options.arguments, preparing=False)
+
+    def _work(self) -> Work:
+        if not self._options.planned:
+            return Work(needed=True)  # the run itself ends before Prefect starts where there is none
+        return find_work(self._root)
+
+    def _start(self, data: str, params: str, arguments: tuple[str, ...], *, preparing: bool) -> None:
+        if self._signal is not None:
+            self._dirty = True
+            return
+        self._began, self._began_params, self._preparing, self._owed = data, params, preparing, False
+        command = [*self._options.command, *arguments]
+        self._child = Child(self._root, command, self._variables, quiet=self._voice.as_json)
+        self._voice.say(
+            "run", f"data changed: running (pid {self._child.pid})", pid=self._child.pid, data=data
+        )
+
+    def _attend(self, child: Child, now: float) -> None:
+        status = child.status()
+        if status is None:
+            if self._options.supersede and not child.asked and self._newer(now):
+                self._voice.say("supersede", f"newer data arrived: asking the run to end (pid {child.pid})")
+                child.supersede()
+            return
+        self._child = None
+        self._ended(child, status)
+        self._remember()
+
+    def _newer(self, now: float) -> bool:
+        """True when data came to rest that the run under way does not have."""
+        whole = self._incoming.whole(now)
+        pending = whole, self._incoming.waiting(), self._seen_sources
+        if pending == self._weighed or not (whole or self._dirty) or not self._debounce.due(now):
+            return False
+        self._weighed = pending
+        try:
+            return (self._dirty and self._sources.content() != self._began) or bool(self._incoming.new(whole))
+        except (PrefloopError, OSError):
+            return False
+
+    def _ended(self, child: Child, status: int) -> None:
+        if status == 0 and self._preparing:
+            self._owed, self._memory.under_run = True, self._dirty
+        elif status == 0:
+            self._memory.data, self._memory.failed, self._exit_code = self._began, {}, 0
+            self._voice.say("done", "the run ended well", exit_code=0)
+        elif (child.superseded or self._signal is not None) and status in STOPPED:
+            self._owed = True
+        elif status == BUSY and not self._tried_again:
+            self._owed = self._tried_again = True  # another run may have been quicker by a moment
+            return
+        else:
+            self._exit_code = status
+            self._memory.failed = {"data": self._began, "params": self._began_params, "exit_code": status}
+            self._dirty = self._dirty or self._params() != self._began_params
+            self._voice.say(
+                "failed",
+                f"the run ended with exit code {status}: tried again when data or parameters change",
+                exit_code=status,
+            )
+        self._tried_again = False
+
+    def _params(self) -> str:
+        path = self._root / "params.yaml"
+        return sha256_file(path) if path.exists() else ""
+
+    def _remember(self) -> None:
+        self._memory.hashes = self._hashes.as_values()
+        try:
+            self._memory.save(self._root)
+        except WorkspaceError as error:  # a restart will look at more than it had to, and that is all
+            self._voice.say_once("memory", str(error))
+
+    def _finished(self, now: float) -> bool:
+        """With `once`: nothing is under way, and nothing there can be dealt with now."""
+        if self._child is not None:
+            return False
+        if self._retry_at > now:
+            self._exit_code = BUSY
+            return True
+        if self._wants(now):
+            return False
+        left = self._incoming.waiting()
+        if left and now - self._started < self._options.most:
+            return False
+        if left:
+            self._voice.say("left", f"still being written, left for the next time: {', '.join(left)}")
+        return True
+
+    def _end(self) -> int:
+        if self._child is not None and not self._child.asked:
+            self._child.send(self._signal or signal.SIGTERM)  # it was being started when the signal came
+        while self._child is not None:
+            self._attend(self._child, time.monotonic())
+            time.sleep(0.1)
+        if self._signal is None:
+            return self._exit_code
+        self._voice.say("stopped", "stopped; start it again to go on")
+        return 128 + self._signal
+
+    def _on_bucket(self) -> str:
+        return f" and {self._bucket.url}" if self._bucket is not None else ""
+
+
+@contextmanager
+def _signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """Leads SIGINT and SIGTERM to the watch for the length of the block; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda received, _frame: stop(received)) for number in numbers}
+    # A writer that opens a file while is_being_written asks for it sends this, which would end the process.
+    before[signal.SIGIO] = signal.signal(signal.SIGIO, lambda _received, _frame: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
