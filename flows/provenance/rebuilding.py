@@ -124,7 +124,9 @@ def _consider(
 
 def _run(folder: Path, stage: str, say: Say) -> None:
     environment = {name: value for name, value in child_environment().items() if not name.startswith(_OURS)}
-    environment |= {"PYTHONPATH": str(folder.resolve()), "PREFLOOP_TRACKING": "off", "DVC_NO_ANALYTICS": "1"}
+    modules = [str(folder.resolve()), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(modules)
+    environment |= {"PREFLOOP_TRACKING": "off", "DVC_NO_ANALYTICS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", stage],
         cwd=folder,

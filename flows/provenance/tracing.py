@@ -125,7 +125,9 @@ def _ancestor(lineage: Lineage, making: Making) -> dict[str, Any]:
 def import_names(lineage: Lineage, ingest: Making) -> list[str] | None:
     """The versions under data/sources/ that ingest read; None where its figures are nowhere."""
     path = "metrics/ingest.json"
-    figures = lineage.objects.json(ingest.outs.get(path, ""), path) if path in ingest.outs else None
+    if path not in ingest.outs:
+        return []
+    figures = lineage.objects.json(ingest.outs[path], path)
     if figures is None:
         return None
     return [name for name in figures["sources"] if _IMPORT.fullmatch(name)]
