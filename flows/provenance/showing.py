@@ -70,7 +70,7 @@ def _short(key: str | None) -> str:
 def _commit(found: Mapping[str, Any]) -> str:
     if not found["git_commit"]:
         return "not recorded"
-    return found["git_commit"][:SHORT] + (" and uncommitted changes" if found["git_dirty"] else "")
+    return str(found["git_commit"])[:SHORT] + (" and uncommitted changes" if found["git_dirty"] else "")
 
 
 def _rows(count: int | None) -> str:

@@ -208,9 +208,11 @@ def _drawn(count: int, batch_size: int, epochs: int, steps: int, key: Key) -> se
     return {i for step in range(total) for i in order.step(step)}
 
 
-def _fitted(file: str, rows: Sequence[Row], drawn: set[int], use: str = FITTED) -> Iterator[Use]:
+def _fitted(
+    file: str, rows: Sequence[Mapping[str, Any]], drawn: set[int], use: str = FITTED
+) -> Iterator[Use]:
     return ((file, row[PLACE], use if i in drawn else NOT_DRAWN) for i, row in enumerate(rows))
 
 
-def _all(file: str, rows: Iterable[Row], use: str) -> Iterator[Use]:
+def _all(file: str, rows: Iterable[Mapping[str, Any]], use: str) -> Iterator[Use]:
     return ((file, row[PLACE], use) for row in rows)

@@ -166,7 +166,7 @@ class Lineage:
     def _stage(self, command: str) -> str:
         """The stage that a command is of: dvc.lock knows, else it says so itself."""
         if command in self._names:
-            return self._names[command]
+            return str(self._names[command])
         module, words = stage_module(command), shlex.split(command)
         group = module.rpartition(".")[2] or command
         if group not in self._groups and group.replace("_", "-") in self._groups:

@@ -35,7 +35,7 @@ DEMONSTRATIONS = [
     NO_ID,
 ]
 DIRTY = {"id": "d-dirty", "prompt": "What?", "completion": ""}
-OLD = {"id": "d-old", "prompt": "What was it?", "completion": "It was removed."}
+OLD = {"id": "d-old", "prompt": "What had it been?", "completion": "It was removed."}
 PREFERENCES = [
     {"id": f"p-{i}", "prompt": f"Which is box {i}?", "chosen": f"Number {i}.", "rejected": "None."}
     for i in range(6)
@@ -159,7 +159,9 @@ def data_stages(hand: Hand, demonstrations: list[dict[str, Any]], run: str = "1"
         hand.file(f"data/validated/{kind}.jsonl", rows)
         hand.file(f"data/quarantine/{kind}.jsonl", put_away)
         outs = [f"data/validated/{kind}.jsonl", f"data/quarantine/{kind}.jsonl"]
-        hand.stage(f"validate@{kind}", f"python -m tasks.validate {kind}", raw[:0] + [f"data/raw/{kind}.jsonl"], outs, run=run)  # fmt: skip
+        hand.stage(
+            f"validate@{kind}", f"python -m tasks.validate {kind}", [f"data/raw/{kind}.jsonl"], outs, run=run
+        )
 
 
 @pytest.fixture
@@ -194,9 +196,25 @@ def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hand:
             "base", "python -m tasks.base", [valid("text")], ["models/base"], {"base": {}}, record
         )
         made.model("sft", f"sft {word}")
-        first = made.stage("sft", "python -m tasks.sft", ["models/base", valid("demonstrations")], ["models/sft"], sft, record, run)  # fmt: skip
+        first = made.stage(
+            "sft",
+            "python -m tasks.sft",
+            ["models/base", valid("demonstrations")],
+            ["models/sft"],
+            sft,
+            record,
+            run,
+        )
         made.model("reward", f"reward {word}")
-        reward = made.stage("reward", "python -m tasks.reward", ["models/base", "models/sft", valid("preferences"), valid("prompts")], ["models/reward"], {"seed": 0, "reward": {"holdout": 0.0, "normalise_prompts": 3}}, record, run)  # fmt: skip
+        reward = made.stage(
+            "reward",
+            "python -m tasks.reward",
+            ["models/base", "models/sft", valid("preferences"), valid("prompts")],
+            ["models/reward"],
+            {"seed": 0, "reward": {"holdout": 0.0, "normalise_prompts": 3}},
+            record,
+            run,
+        )
         made.model("ppo", f"ppo {word}")
         second = made.stage("ppo@ppo", "python -m tasks.ppo ppo", ppo_deps, ["models/ppo"], ppo, record, run)
         return [base, first, reward, second]
@@ -208,7 +226,12 @@ def hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hand:
     data_stages(made, DEMONSTRATIONS)
     models("of now", "1")
     made.file("metrics/evaluate/ppo.json", {"gold": {"mean": 1.5, "ci95": [1.0, 2.0]}, "kl_to_sft": 0.25})
-    made.stage("evaluate@ppo", "python -m tasks.evaluate ppo", ["models/ppo", "models/sft", valid("evaluation")], ["metrics/evaluate/ppo.json"])  # fmt: skip
+    made.stage(
+        "evaluate@ppo",
+        "python -m tasks.evaluate ppo",
+        ["models/ppo", "models/sft", valid("evaluation")],
+        ["metrics/evaluate/ppo.json"],
+    )
     made.write_lock()
     return made
 
@@ -310,15 +333,12 @@ def test_evaluation_quarantined_and_held_out_rows_are_seen_by_nobody(hand: Hand)
 
 
 def test_a_row_of_before_is_seen_by_the_models_of_before(hand: Hand) -> None:
-    if held_apart(OLD, 0.3, "sft"):
-        pytest.fail("choose another prompt for OLD: this one is held out")
+    assert not held_apart(OLD, 0.3, "sft")
     found = seen_by(hand, "d-old")
     assert {model for model, seen in found.items() if seen} == {
         "models/sft (old)", "models/reward (old)", "models/ppo (old)",
     }  # fmt: skip
-    # By its content, too: a row that is asked for as it was given.
-    row = {key: value for key, value in NO_ID.items()}
-    seen = seen_by(hand, content_id(row))
+    seen = seen_by(hand, content_id(NO_ID))  # the id of a row without one
     assert seen["models/base"] is False
     assert seen["models/ppo"] is not held_apart(NO_ID, 0.3, "sft")
 
@@ -397,20 +417,19 @@ def test_a_changed_weight_is_named(hand: Hand) -> None:
     "name", ["ppo", "ppo@ppo", "models/ppo", "models/ppo/", "prefloop-policy@champion", "prefloop-policy/3"]
 )
 def test_the_names_of_a_model(hand: Hand, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = Registered("prefloop-policy", "3", "key-ppo@ppo-1", "ppo@ppo", ("champion",))
-    monkeypatch.setattr(
-        registered, "find_version", lambda name, version="", alias="": version_of(version, alias)
-    )
+    def of_registry(name: str, version: str = "", alias: str = "") -> Registered | None:
+        found = Registered("prefloop-policy", "3", "key-ppo@ppo-1", "ppo@ppo", ("champion",))
+        return (
+            found if (name, version, alias) in {(found.name, "3", ""), (found.name, "", "champion")} else None
+        )
+
+    monkeypatch.setattr(registered, "find_version", of_registry)
     assert find_making(hand.lineage(), name).stage == "ppo@ppo"
-
-
-def version_of(version: Registered, alias: str) -> Registered | None:
-    return version if alias in ("", *version.aliases) else None
 
 
 def test_an_earlier_version_is_found_in_the_run_cache(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     version = Registered("prefloop-policy", "1", "key-ppo@ppo-0", "ppo@ppo", ())
-    monkeypatch.setattr(registered, "find_version", lambda name, version_="", alias="", **_: version)
+    monkeypatch.setattr(registered, "find_version", lambda name, **_: version)
     lineage = hand.lineage()
     making = find_making(lineage, "prefloop-policy/1")
     assert making.stage == "ppo@ppo"
@@ -512,4 +531,4 @@ def test_a_rebuilt_model_is_byte_identical_and_the_workspace_untouched(
     ran = (tmp_path / "again/.prefloop/ran.log").read_text().splitlines()
     assert ran == ["ingest 0", "sft 0"]  # and neither ppo, dpo nor an evaluation
     assert state() == before
-    assert list(rebuilt_lines(found.as_json()))[0].startswith("models/sft: byte-identical")
+    assert next(rebuilt_lines(found.as_json())).startswith("models/sft: byte-identical")
