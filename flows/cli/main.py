@@ -32,6 +32,8 @@ COMMANDS = {
     "data": "bring in your own data",
     "accept": "keep results although the code changed",
     "compare": "what differed between runs, and which is better",
+    "trace": "what made a model, and which models have seen a row",
+    "rebuild": "make a model again elsewhere, and compare",
     "promote": "decide which policy is champion",
     "export": "a folder that other programs serve",
     "chat": "talk to a trained model",

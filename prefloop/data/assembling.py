@@ -70,6 +70,15 @@ def assemble(sources: Sequence[Source], config: IngestConfig, folder: Path) -> d
     return {"rows": rows, "sources": writer.report(), "derived": given, "left_out": left_out}
 
 
+def derived_ids(kind: str, row: Row) -> set[str]:
+    """Ids of the rows of other kinds that may have been made from a row: a demonstration, a transcript, a
+    prompt."""
+    if kind not in (*DERIVING, "held_out") or prompt_of(row) is None:
+        return set()
+    made = [made for _, made in _derived_rows(kind, row, frozenset({"demonstrations"}))]
+    return {str(one["id"]) for one in (*made, _with_id({"prompt": row["prompt"]}, row))}
+
+
 class _Assembly:
     """Sends each row where it belongs, and counts."""
 

@@ -168,8 +168,9 @@ SFT = """\
 LEARNING = 1
 import json, runpy
 from tasks.support.code import stage_code
+from tasks.support.runs import git_state
 runpy.run_path("work.py", run_name="__main__")
-json.dump({"code": stage_code("sft").record()}, open("runs/sft.json", "w"))
+json.dump({"code": stage_code("sft").record(), **git_state()}, open("runs/sft.json", "w"))
 """
 
 

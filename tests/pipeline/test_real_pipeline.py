@@ -261,3 +261,61 @@ def lock_entries(root: Path) -> dict[str, tuple[object, object]]:
     """Stage -> what dvc.lock says that it read: files and parameters."""
     stages = read_yaml(root / "dvc.lock")["stages"]
     return {name: (entry.get("deps"), entry.get("params")) for name, entry in stages.items()}
+def rows_of(workspace: Workspace, name: str) -> list[dict]:
+    return [json.loads(line) for line in (workspace.root / name).read_text().splitlines()]
+
+
+def test_the_rows_that_models_were_fitted_on_are_as_many_as_their_stages_counted(
+    workspace: Workspace,
+) -> None:
+    rows = [json.loads(line) for line in workspace.prefloop("trace", "ppo", "--rows").splitlines()]
+    taken = {(row["stage"], row["use"]): 0 for row in rows}
+    for row in rows:
+        taken[row["stage"], row["use"]] += 1
+    sft, reward = workspace.read("metrics/sft.json"), workspace.read("metrics/reward.json")
+    ppo = workspace.read("metrics/policies/ppo.json")
+    # Eight steps of 32 pass over all of them; four steps of 16 take 64 at most.
+    assert taken["sft", "fitted"] == sft["demonstrations"]
+    assert taken["reward", "fitted"] == min(reward["prompts"], TINY["reward.steps"] * 16)
+    assert taken["reward", "set the scale"] == TINY["reward.normalise_prompts"]
+    assert taken["ppo@ppo", "sampled"] == min(ppo["prompts"], TINY["ppo.steps"] * TINY["ppo.batch_size"])
+    assert taken["ppo@ppo", "chose the weights"] == ppo["held_out"] == TINY["ppo.select_prompts"]
+    first = rows[0]
+    assert rows_of(workspace, first["file"])[first["line"] - 1]["id"] == first["id"]
+
+
+def test_a_trace_names_parents_by_the_keys_of_their_records(workspace: Workspace) -> None:
+    found = json.loads(workspace.prefloop("trace", "models/dpo", "--json"))
+    assert found["key"] == workspace.read("runs/dpo.json")["key"]
+    above = {one["stage"]: one["key"] for one in found["ancestors"]}
+    assert {"sft", "base", "ingest", "validate@preferences"} <= set(above)
+    assert above["sft"] == workspace.read("runs/sft.json")["key"]
+    assert found["evaluations"][0]["stage"] == "evaluate@dpo"
+    figures = workspace.read("metrics/evaluate/dpo.json")
+    assert found["evaluations"][0]["figures"]["gold"] == {
+        name: figures["gold"][name] for name in ("mean", "ci95")
+    }
+
+
+def test_who_has_seen_a_demonstration_and_an_evaluation_prompt(workspace: Workspace) -> None:
+    rows = [json.loads(line) for line in workspace.prefloop("trace", "sft", "--rows").splitlines()]
+    demonstration = next(row["id"] for row in rows if row["kind"] == "demonstrations")
+    prompt = rows_of(workspace, "data/validated/evaluation.jsonl")[0]["id"]
+    answer = json.loads(workspace.prefloop("trace", "--row", demonstration, "--row", prompt, "--json"))
+    seen, unseen = ({one["path"]: one for one in row["models"] if one["current"]} for row in answer["rows"])
+    assert {path for path, one in seen.items() if one["seen"]} == {
+        "models/sft", "models/reward", "models/ppo", "models/dpo",
+    }  # fmt: skip
+    assert any(name.startswith("prefloop-policy/") for name in seen["models/ppo"]["registered"])
+    assert not any(one["seen"] for one in unseen.values())
+
+
+def test_a_rebuilt_model_is_byte_identical(workspace: Workspace, tmp_path: Path) -> None:
+    before = workspace.weights()
+    found = json.loads(workspace.prefloop("rebuild", "sft", str(tmp_path / "again"), "--json"))
+    assert found["identical"] is True, found
+    assert found["fingerprints_equal"] is True
+    assert not (tmp_path / "again/models/dpo").exists()
+    weights = (tmp_path / "again/models/sft/model.safetensors").read_bytes()
+    assert weights == before["models/sft/model.safetensors"]
+    assert workspace.weights() == before

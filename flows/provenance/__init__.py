@@ -1,0 +1,1 @@
+"""Where models come from: what made one, which rows it has seen, and how to make it again."""
