@@ -119,7 +119,7 @@ def run_stage(
     mark_finished(supervisor.root, stage)
     seconds = time.monotonic() - started
     if outcome is Outcome.RAN:
-        remember(supervisor.root, stage, seconds)
+        remember(supervisor.root, stage, seconds, supervisor.pipeline)
     return StageResult(stage, outcome, seconds)
 
 

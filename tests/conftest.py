@@ -42,6 +42,22 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that was migrated once, since that takes seconds."""
+    from prefloop.config.tracking import TrackingConfig
+    from tasks.support.mlflow_store import connect
+
+    folder = tmp_path_factory.mktemp("store")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        connect(TrackingConfig())
+    finally:
+        os.chdir(before)
+    return folder / ".prefloop" / "mlflow" / "mlflow.db"
+
+
 @pytest.fixture
 def stage_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, where a stage that runs in this process is recorded nowhere."""

@@ -29,7 +29,7 @@ from prefloop.data.sources import from_version
 from prefloop.data.validation.checking import check_kind
 from prefloop.data.validation.leaks import find_leaks
 from prefloop.errors import DataError
-from tasks.support.runs import peak_rss_bytes
+from tasks.support.memory import peak_rss_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "lk", "m")]

@@ -37,6 +37,7 @@ COMMANDS = {
     "promote": "decide which policy is champion",
     "export": "a folder that other programs serve",
     "chat": "talk to a trained model",
+    "gc": "free what nothing needs any more",
     "doctor": "check the installation",
 }
 

@@ -14,15 +14,16 @@ EPILOG = "Examples: prefloop status; prefloop status --json"
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False) -> None:
-    """Say whether a run is live, how many stages are up to date, and how the policies compare."""
+    """Say whether a run is live, what is up to date, what the latest run cost, how the policies compare."""
     from flows import settings
     from flows.leftovers import unfinished
     from flows.planning.planner import make_plan, open_repo
     from flows.planning.show import as_json as plan_values
-    from flows.planning.show import summary
+    from flows.planning.show import cost_words, summary
     from flows.preparation import refresh
     from flows.summary import REPORT, evaluation, policy_table
     from flows.supervision import live_run
+    from tasks.support.records import local_records
     from tasks.support.spool import waiting
 
     root = Path(".")
@@ -32,6 +33,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
     if live is None:
         refresh(root, repo)
     plan = make_plan(repo, interrupted=unfinished(root))
+    latest = next(reversed(local_records()), None)
     if as_json:
         values: dict[str, Any] = {
             "live_run": {"pid": live[0], "id": live[1]} if live else None,
@@ -39,6 +41,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
             "stages": plan_values(plan),
             "policies": evaluation(root).get("policies", {}),
             "report": str(REPORT) if (root / REPORT).exists() else None,
+            "latest_run": {name: latest.get(name) for name in ("run", "status", "cost")} if latest else None,
             "runs_waiting_for_mlflow": waiting(),
         }
         print(json.dumps(values, indent=2))
@@ -47,6 +50,9 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
     if cut_off := unfinished(root) if live is None else set():
         print(f"cut off or failed, to be continued by the next run: {', '.join(sorted(cut_off))}")
     print(summary(plan))
+    if latest and latest.get("cost"):
+        took = cost_words(latest["cost"])
+        print(f"latest run {latest['run']} ({latest['status'].lower()}): its stages took {took}")
     for line in policy_table(root):
         print(line)
     if (root / REPORT).exists():

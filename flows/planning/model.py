@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -66,6 +67,7 @@ class StagePlan:
         parents: stages whose outputs it reads.
         reasons: empty for a stage that is skipped.
         seconds: what its past runs took (median), None when it never ran here.
+        cost: what they cost besides (medians), as far as it is known; see tasks/support/costs.py.
         edited: declared outputs that somebody changed by hand and that exist nowhere else.
     """
 
@@ -74,6 +76,7 @@ class StagePlan:
     parents: tuple[str, ...]
     reasons: tuple[Reason, ...] = ()
     seconds: float | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
     edited: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from flows.history import past_seconds
+from flows.history import past_cost, past_seconds
 from flows.parameter_files import parse_once
 from flows.planning.code import CodeNow
 from flows.planning.contents import Content, Forecast, present, recoverable
@@ -185,6 +185,7 @@ def _plan_stage(
         parents=_parents(repo, stage),
         reasons=(*reasons, *(upstream if known else ())) if action is not Action.SKIP else (),
         seconds=past_seconds(Path(repo.root_dir), stage.name),
+        cost=past_cost(Path(repo.root_dir), stage.name),
         edited=tuple(edited),
     )
 

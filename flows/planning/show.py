@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flows.planning.model import Action, Plan, StagePlan
+from tasks.support.costs import total
 
 WORDS = {
     Action.RUN: "runs",
@@ -23,7 +25,8 @@ def plan_lines(plan: Plan, *, skipped: bool = True) -> list[str]:
     lines = []
     for stage in shown:
         reasons = _reasons(stage)
-        past = f" (took {duration(stage.seconds)})" if stage.seconds is not None and _may_run(stage) else ""
+        took = _took(stage) if _may_run(stage) else []
+        past = f" (took {', '.join(took)})" if took else ""
         head = f"{stage.name:<{width}}  {WORDS[stage.action]:<21}"
         lines.append((head + (reasons[0] if reasons else "") + past).rstrip())
         lines += [" " * len(head) + reason for reason in reasons[1:]]
@@ -37,9 +40,11 @@ def summary(plan: Plan) -> str:
     counts = [
         f"{len(plan.with_action(action))} {WORDS[action]}" for action in Action if plan.with_action(action)
     ]
-    known = [stage.seconds for stage in plan.stages if _may_run(stage) and stage.seconds is not None]
-    unknown = sum(1 for stage in plan.stages if _may_run(stage) and stage.seconds is None)
-    cost = f"; past runs of these took {duration(sum(known))}" if known else ""
+    running = [stage for stage in plan.stages if _may_run(stage)]
+    known = [seconds for stage in running if (seconds := _seconds(stage)) is not None]
+    unknown = len(running) - len(known)
+    took = [duration(sum(known)), *hours_in(total(stage.cost for stage in running))]
+    cost = f"; past runs of these took {', '.join(took)}" if known else ""
     cost += f" ({unknown} never ran here)" if known and unknown else ""
     return ", ".join(counts) + cost
 
@@ -56,6 +61,7 @@ def as_json(plan: Plan) -> list[dict[str, Any]]:
                 for reason in stage.reasons
             ],
             "past_seconds": stage.seconds,
+            "past_cost": dict(stage.cost),
             "edited_outputs": list(stage.edited),
         }
         for stage in plan.stages
@@ -70,6 +76,39 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def hours_in(cost: Mapping[str, float]) -> list[str]:
+    """Processor and GPU time of a cost: 0.12 CPU h, 0.05 GPU h; what it does not tell is left out."""
+    named = (("cpu_seconds", "CPU h"), ("gpu_seconds", "GPU h"))
+    return [f"{_digits(cost[name] / 3600)} {unit}" for name, unit in named if name in cost]
+
+
+def cost_words(cost: Mapping[str, float]) -> str:
+    """A cost in a line: time, hours of processor and GPU, energy, the largest memory."""
+    words = [duration(cost["wall_seconds"])] if "wall_seconds" in cost else []
+    words += hours_in(cost)
+    named = (("cpu_energy_joules", "processors"), ("gpu_energy_joules", "GPUs"))
+    words += [f"{_digits(cost[name] / 3.6e6)} kWh of {what}" for name, what in named if name in cost]
+    peaks = (("peak_rss_mib", "memory"), ("peak_gpu_mib", "GPU memory"))
+    words += [f"at most {cost[name] / 1024:.1f} GiB of {what}" for name, what in peaks if name in cost]
+    return ", ".join(words)
+
+
+def _digits(value: float) -> str:
+    """Two digits of what is small, two decimals of what is not."""
+    return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
+def _took(stage: StagePlan) -> list[str]:
+    """What past runs of a stage took; nothing for one that never ran here."""
+    seconds = _seconds(stage)
+    return [] if seconds is None else [duration(seconds), *hours_in(stage.cost)]
+
+
+def _seconds(stage: StagePlan) -> float | None:
+    """Of a stage that only a bare `dvc repro` ran, the time that its record has."""
+    return stage.cost.get("wall_seconds") if stage.seconds is None else stage.seconds
 
 
 def _may_run(stage: StagePlan) -> bool:

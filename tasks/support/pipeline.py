@@ -12,6 +12,7 @@ from typing import Any
 from prefloop.config.read import read_yaml
 from prefloop.errors import DataError
 from prefloop.files import read_json, write_json
+from tasks.support.costs import cost_of, total
 from tasks.support.delivery_process import DELIVERED, DeliveryProcess
 from tasks.support.flatten import flatten
 from tasks.support.keys import locked_hashes
@@ -66,13 +67,13 @@ class Pipeline:
                 self._tracker.link(stage, str(made["run"]))
 
     def finish(self, *, final: bool = True) -> None:
-        """Adds data hashes, environment and the evaluation's main figures, keeps a record, closes the run.
+        """Adds data hashes, environment, cost and the evaluation's main figures, keeps a record, closes it.
 
         Args:
             final: False after a stage of a bare `dvc repro` that others may follow: MLflow never changes a
                 parameter, so hashes and figures that may still change only go into the record.
         """
-        described = describe()
+        described = {**describe(), "cost": self._cost()}
         if final:
             self._track(described)
         self._keep(described)
@@ -81,10 +82,16 @@ class Pipeline:
     def _track(self, described: Mapping[str, Any]) -> None:
         self._tracker.params({f"data.{path}": digest for path, digest in described["data"].items()})
         self._tracker.params(flatten(described["environment"], "environment"))
+        self._tracker.metrics(0, described["cost"], "cost")
         for policy, figures in described["figures"].items():
             made = _run_record(policy)
             values = {f"eval/{policy}/{name}": value for name, value in figures.items()}
             self._tracker.model_metrics(str(made["key"]) if made else "", values)
+
+    def _cost(self) -> dict[str, float]:
+        """What the stages that ran in this run cost together."""
+        records = map(_readable, sorted(Path("runs").glob("*.json")))
+        return total(cost_of(record) for record in records if record and record["pipeline"] == self.run)
 
     def _keep(self, described: Mapping[str, Any]) -> None:
         record = {

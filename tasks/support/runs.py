@@ -4,43 +4,64 @@ from __future__ import annotations
 
 import resource
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tasks.support.costs import COSTS
+from tasks.support.energy import EnergyMeter
+from tasks.support.gpus import Gpus
+from tasks.support.memory import forget_peak, inherited_bytes, peak_rss_bytes
+
 
 @dataclass
 class Clock:
-    """Wall and processor time since it was made, children included (seconds)."""
+    """What the work since it was made cost, finished children included."""
 
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     wall: float = field(default_factory=time.monotonic)
     cpu: float = field(default_factory=lambda: cpu_seconds())
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
+    inherited: int = field(default_factory=inherited_bytes)
 
-    def record(self) -> dict[str, Any]:
-        """Start, end and cost so far, as runs/<stage>.json holds them."""
+    def __post_init__(self) -> None:
+        forget_peak()
+
+    def times(self) -> dict[str, str]:
+        """When it was made and what time it is, as runs/<stage>.json holds them."""
         return {
             "start": self.started.isoformat(timespec="seconds"),
             "end": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_seconds": round(time.monotonic() - self.wall, 3),
-            "cpu_seconds": round(cpu_seconds() - self.cpu, 3),
-            "peak_rss_mib": round(peak_rss_bytes() / 2**20, 1),
         }
+
+    def cost(self, gpus: Gpus | None = None) -> dict[str, float]:
+        """What it cost so far, by the names of `COSTS`; what no chip tells is left out.
+
+        Args:
+            gpus: what the work had; None for what needed none.
+        """
+        wall = time.monotonic() - self.wall
+        inherited = min(self.inherited, inherited_bytes())  # what was written to since is its own
+        found: dict[str, float | None] = {
+            "wall_seconds": wall,
+            "cpu_seconds": cpu_seconds() - self.cpu,
+            "peak_rss_mib": (peak_rss_bytes() - inherited) / 2**20,
+            "cpu_energy_joules": self.energy.cpu_joules(),
+        }
+        if gpus is not None:
+            found["gpu_seconds"] = wall * gpus.count
+            found["peak_gpu_mib"] = gpus.peak_bytes / 2**20
+            found["gpu_energy_joules"] = self.energy.gpu_joules(gpus.uuids)
+        told = {name: value for name, value in found.items() if value is not None}
+        return {name: round(told[name], 3) for name in COSTS if name in told}
 
 
 def cpu_seconds() -> float:
     """User and system time of this process and its finished children (seconds)."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far (bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def git_state(root: Path = Path(".")) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tasks.support.code import confirm, keep, stage_code
 from tasks.support.curve import Curve, write_csv
 from tasks.support.ending import ended_well
 from tasks.support.flatten import flatten, without_nan
+from tasks.support.gpus import gpus_used
 from tasks.support.keys import dvc_hash, locked_hashes, stage_key
 from tasks.support.locks import held
 from tasks.support.pipeline import bare_pipeline
@@ -210,6 +211,7 @@ class Stage(Generic[C]):
             write_csv(Path("plots") / f"{self.label}.csv", rows)
         for model in self._models:
             self.tracker.model(model, self.key, registered_name(model.name), self.figures)
+        cost = self._track_cost()
         self.tracker.end("FINISHED")
         write_json(
             Path("runs") / f"{self.label}.json",
@@ -223,7 +225,8 @@ class Stage(Generic[C]):
                 "resumed_from_step": resumed,
                 "code": self.code.record() if self.code else None,
                 **self._git,
-                **self.clock.record(),
+                **self.clock.times(),
+                **cost,
             },
         )
         keep(self.name, self.code)
@@ -237,10 +240,18 @@ class Stage(Generic[C]):
         self.tracker.tags(
             {"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"}
         )
+        self._track_cost()
         self.tracker.end("KILLED" if stopped else "FAILED")
         if self._bare is not None:
             self._bare.status = "KILLED" if stopped else "FAILED"
             self._bare.finish(final=False)
+
+    def _track_cost(self) -> dict[str, float]:
+        """Tells the tracking server what the stage cost so far, and returns it."""
+        shared = isinstance(self.config, TrainingConfig)
+        cost = self.clock.cost(gpus_used(int(self._environment().get("processes", 1)) if shared else 1))
+        self.tracker.metrics(0, cost, "cost")
+        return cost
 
     def _environment(self) -> dict[str, Any]:
         return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 
+from flows.history import past_cost, past_seconds, remember
 from flows.planning.model import Action, Plan, Reason, StagePlan
 from flows.planning.planner import make_plan, open_repo
-from flows.planning.show import duration, plan_lines, summary
+from flows.planning.show import cost_words, duration, plan_lines, summary
 
 STAGES = {"ingest", "sft", "ppo", "dpo", "evaluate@sft", "evaluate@ppo", "evaluate@dpo", "report"}
 
@@ -175,6 +177,41 @@ def test_plan_text_shows_the_cost_of_what_may_run():
         "1 runs, 2 may run, 1 unchanged; past runs of these took 1 h 02 min (1 never ran here)"
     )
     assert duration(59.6) == "1 min 00 s"
+
+
+def test_plan_text_sums_hours_of_processor_and_gpu_over_what_may_run():
+    reason = (Reason("parameter", "sft.epochs", 1, 2),)
+    alone = {"wall_seconds": 30.0, "cpu_seconds": 60.0}  # run by a bare `dvc repro`: no duration but its own
+    plan = Plan(
+        (
+            StagePlan("sft", Action.RUN, (), reason, 65.0, {"cpu_seconds": 180.0, "gpu_seconds": 7200.0}),
+            StagePlan("ppo", Action.MAYBE, ("sft",), reason, None, alone),
+            StagePlan("base", Action.SKIP, (), (), 10.0, {"cpu_seconds": 1e6}),
+        )
+    )
+    assert plan_lines(plan)[0].endswith("(took 1 min 05 s, 0.05 CPU h, 2.00 GPU h)")
+    assert plan_lines(plan)[1].endswith("(took 30 s, 0.017 CPU h)")
+    assert summary(plan).endswith("; past runs of these took 1 min 35 s, 0.067 CPU h, 2.00 GPU h")
+
+
+def test_what_a_cost_says_and_leaves_out():
+    cost = {"wall_seconds": 90.0, "cpu_seconds": 3600.0, "gpu_energy_joules": 7.2e6, "peak_rss_mib": 1536.0}
+    assert cost_words(cost) == "1 min 30 s, 1.00 CPU h, 2.00 kWh of GPUs, at most 1.5 GiB of memory"
+
+
+def test_history_keeps_the_cost_of_the_run_itself_and_else_asks_the_record(tmp_path):
+    (tmp_path / "runs").mkdir()
+    record = {"pipeline": "run-1", "wall_seconds": 8.0, "cpu_seconds": 12.0}
+    (tmp_path / "runs/sft.json").write_text(json.dumps(record))
+    assert past_cost(tmp_path, "sft") == {"wall_seconds": 8.0, "cpu_seconds": 12.0}  # of a bare `dvc repro`
+    remember(tmp_path, "sft", 9.0, "run-2")  # a stage of another shape, which wrote no record
+    assert past_cost(tmp_path, "sft")["cpu_seconds"] == 12.0
+    for cpu in (20.0, 30.0, 100.0):
+        (tmp_path / "runs/sft.json").write_text(json.dumps({**record, "cpu_seconds": cpu}))
+        remember(tmp_path, "sft", 10.0, "run-1")
+    assert past_cost(tmp_path, "sft")["cpu_seconds"] == 30.0
+    assert past_seconds(tmp_path, "sft") == 10.0
+    assert past_cost(tmp_path, "ppo") == {}
 
 
 def test_plan_text_names_certain_causes_and_sums_up_missing_outputs():

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 
-from prefloop.config.tracking import TrackingConfig
-from tasks.support.mlflow_store import connect, local_folder
-
-
-@pytest.fixture(scope="session")
-def fresh_store(tmp_path_factory):
-    """A database that was migrated once, since that takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        connect(TrackingConfig())
-    finally:
-        os.chdir(before)
-    return folder / ".prefloop" / "mlflow" / "mlflow.db"
+from tasks.support.mlflow_store import local_folder
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.support.costs import COSTS, cost_of
+
 REPOSITORY = Path(__file__).parents[2]
 
 TRAINER = """
@@ -89,6 +91,11 @@ def test_a_good_end_leaves_outputs_records_and_no_scratch(workspace):
     assert record["resumed_from_step"] is None
     assert record["wall_seconds"] > 0
     assert record["peak_rss_mib"] > 5
+    assert not {"gpu_seconds", "peak_gpu_mib", "gpu_energy_joules"} & record.keys()  # it never asked for one
+    (spool,) = (workspace / ".prefloop/spool").glob("*.jsonl")
+    events = [json.loads(line) for line in spool.read_text().splitlines()]
+    (cost,) = [e["values"] for e in events if "cost/cpu_seconds" in e.get("values", ())]
+    assert {name: cost[f"cost/{name}"] for name in COSTS if name in record} == cost_of(record)
     assert (workspace / "plots/sft.csv").read_text().splitlines()[0] == "step,loss"
     assert scratch(workspace) == []
 

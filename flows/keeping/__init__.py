@@ -1,0 +1,1 @@
+"""Housekeeping: what nothing needs any more, and how it goes without breaking what stays."""
