@@ -180,7 +180,9 @@ def _content(automation: AutomationCore) -> object:
         if isinstance(value, dict):
             return {name: plain(inner) for name, inner in value.items() if name != "id"}
         if isinstance(value, list):  # events stand in sets, which have no order
-            return sorted((plain(inner) for inner in value), key=lambda inner: json.dumps(inner, sort_keys=True))
+            return sorted(
+                (plain(inner) for inner in value), key=lambda inner: json.dumps(inner, sort_keys=True)
+            )
         return value
 
     return plain(values)

@@ -49,9 +49,7 @@ def run_all(pool: str = "", jobs: int = 2, wait_hours: float = 12.0) -> Any:
 
 
 @flow(name="prefloop-run-stage", flow_run_name="{stage}", persist_result=False)
-def run_one(
-    stage: str, force: bool = False, pool: str = "", jobs: int = 2, wait_hours: float = 12.0
-) -> Any:
+def run_one(stage: str, force: bool = False, pool: str = "", jobs: int = 2, wait_hours: float = 12.0) -> Any:
     """Runs one stage with all it needs.
 
     Args:

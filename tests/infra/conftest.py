@@ -40,9 +40,8 @@ class Server:
 
 def server_variables(folder: Path, port: int) -> dict[str, str]:
     """Environment of a server and its clients that share nothing with anybody else's."""
-    cleaned = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "PREFLOOP", "MLFLOW"))
-    }
+    ours = ("PREFECT", "PREFLOOP", "MLFLOW")
+    cleaned = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **cleaned,
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",

@@ -174,5 +174,3 @@ def test_a_webhook_that_is_no_url_is_refused_before_anything_is_saved():
     for wrong in ("chat.example.org", "file:///etc/passwd", "http://"):
         with pytest.raises(ConfigError, match="no http or https URL"):
             save_webhook(None, wrong)
-
-
