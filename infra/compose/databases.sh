@@ -13,4 +13,3 @@ CREATE DATABASE mlflow OWNER mlflow;
 CREATE DATABASE mlflow_auth OWNER mlflow;
 REVOKE CONNECT ON DATABASE prefect, mlflow, mlflow_auth FROM PUBLIC;
 SQL
-psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname prefect --command 'CREATE EXTENSION IF NOT EXISTS pg_trgm'

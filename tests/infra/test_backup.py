@@ -1,4 +1,4 @@
-"""infra/backup.sh and infra/restore.sh on a real PostgreSQL: what was saved comes back, or nothing changes."""
+"""infra/backup.sh and restore.sh on a real PostgreSQL: what was saved comes back, or nothing changes."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_the_compose_files_databases_keep_each_other_out(postgres, tmp_path):
     subprocess.run(["bash", str(tmp_path / "databases.sh")], env=variables, check=True)
     found = sql(
         f"{postgres}/postgres",
-        "SELECT r, d FROM unnest('{prefect,mlflow}'::text[]) r, unnest('{prefect,mlflow,mlflow_auth}'::text[]) d "
+        "SELECT r, d FROM unnest('{prefect,mlflow}'::text[]) r, "
+        "unnest('{prefect,mlflow,mlflow_auth}'::text[]) d "
         "WHERE has_database_privilege(r, d, 'CONNECT') ORDER BY 1, 2",
     )
     assert found == "mlflow|mlflow\nmlflow|mlflow_auth\nprefect|prefect"
