@@ -136,7 +136,7 @@ def _to_its_end(
             errors="replace",
             start_new_session=True,
         )
-        with _ended(child):
+        with ended_softly(child):
             assert child.stderr is not None
             for line in child.stderr:
                 lines = [*lines[1 - LAST_LINES :], line.rstrip("\n")]
@@ -148,7 +148,7 @@ def _to_its_end(
 
 
 @contextmanager
-def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
+def ended_softly(child: subprocess.Popen[str]) -> Iterator[None]:
     """Asks the run to stop after its step when the block is left before it ended."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The image's build steps, run in a fresh virtual environment; those for Debian packages and users are not."""
+"""The image's build steps, run in a fresh virtual environment; those for Debian packages are not."""
 
 from __future__ import annotations
 
