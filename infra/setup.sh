@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes what a Prefect server needs for prefloop: work pools, the deployments of prefect.yaml, the automations.
+# Run it again at any time, after an upgrade for example: what is there already stays or is brought up to date.
+#
+#   PREFECT_API_URL=http://127.0.0.1:4200/api bash infra/setup.sh
+#
+# PREFLOOP_WEBHOOK_URL or PREFLOOP_WEBHOOK_URL_FILE: where failed runs are told (docs/operations.md).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${PREFECT_API_URL:?set it to the API of the Prefect server, http://127.0.0.1:4200/api for example}"
+python=${PYTHON:-python}
+
+pool() {  # NAME: a pool of worker processes; one that is there stays as it is, a Kubernetes pool too
+    "$python" -m prefect --no-prompt work-pool inspect "$1" >/dev/null 2>&1 ||
+        "$python" -m prefect --no-prompt work-pool create "$1" --type process
+}
+
+pool workspace
+"$python" -m prefect --no-prompt work-pool set-concurrency-limit workspace 1
+pool prefloop
+"$python" -m prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
+"$python" -m flows.automations

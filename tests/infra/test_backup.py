@@ -1,0 +1,124 @@
+"""infra/backup.sh and restore.sh on a real PostgreSQL: what was saved comes back, or nothing changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.infra.conftest import INFRA
+from tests.ports import free_port
+
+pytestmark = pytest.mark.slow
+
+
+def postgres_programs() -> Path | None:
+    """Where initdb and postgres are; Debian keeps them off PATH."""
+    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    found = shutil.which("initdb")
+    places += [Path(found).parent] if found else []
+    return next((place for place in places if (place / "initdb").exists()), None)
+
+
+@pytest.fixture
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a PostgreSQL server on loopback, without a database's name."""
+    programs = postgres_programs()
+    if programs is None or not shutil.which("pg_dump"):
+        pytest.skip("PostgreSQL is not installed")
+    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        if not shutil.which("runuser"):
+            pytest.skip("PostgreSQL does not run as root")
+        shutil.chown(folder, "nobody")
+        for parent in [folder, *folder.parents][:4]:
+            parent.chmod(parent.stat().st_mode | 0o011)
+        as_user = ["runuser", "-u", "nobody", "--"]
+    data, quiet = folder / "data", {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL}
+    begin = [
+        *as_user,
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        "-U",
+        "postgres",
+        "--auth=trust",
+        "--no-sync",
+    ]
+    subprocess.run(begin, **quiet)
+    control = [*as_user, str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
+    subprocess.run([*control, "-o", options, "start"], **quiet)
+    yield f"postgresql://postgres@127.0.0.1:{port}"
+    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+
+
+def sql(url: str, command: str) -> str:
+    words = ["psql", "--no-psqlrc", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]
+    done = subprocess.run([*words, "-c", command, url], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def script(name: str, *arguments: str, code: int = 0) -> str:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    done = subprocess.run(
+        ["bash", str(INFRA / name), *arguments], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_what_was_saved_comes_back_and_a_damaged_backup_changes_nothing(postgres, tmp_path):
+    urls = [f"{postgres}/{name}" for name in ("prefect", "mlflow")]
+    for url in urls:
+        sql(f"{postgres}/postgres", f"CREATE DATABASE {url.rsplit('/', 1)[1]}")
+        sql(url, "CREATE TABLE runs (name text, score real)")
+        sql(url, "INSERT INTO runs VALUES ('ppo', 2.5), ('dpo', 1.5)")
+    backup = Path(script("backup.sh", str(tmp_path), *urls).strip())
+    assert {path.name for path in backup.iterdir()} == {"prefect.dump", "mlflow.dump", "SHA256SUMS"}
+    assert backup.stat().st_mode & 0o077 == 0, "nobody else reads a backup"
+
+    sql(urls[1], "DELETE FROM runs WHERE name = 'ppo'; CREATE TABLE later (id int)")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(backup, damaged)
+    with open(damaged / "mlflow.dump", "ab") as handle:
+        handle.write(b"x")
+    assert "is damaged; nothing was changed" in script("restore.sh", str(damaged), "mlflow", urls[1], code=3)
+    assert sql(urls[1], "SELECT count(*) FROM runs") == "1"
+
+    assert "mlflow restored" in script("restore.sh", str(backup), "mlflow", urls[1])
+    assert sql(urls[1], "SELECT name, score FROM runs ORDER BY name") == "dpo|1.5\nppo|2.5"
+    sql(f"{postgres}/postgres", "CREATE DATABASE elsewhere")
+    script("restore.sh", str(backup), "prefect", f"{postgres}/elsewhere")
+    assert sql(f"{postgres}/elsewhere", "SELECT sum(score) FROM runs") == "4"
+
+
+def test_a_database_that_does_not_answer_leaves_no_backup_that_looks_whole(postgres, tmp_path):
+    script("backup.sh", str(tmp_path), f"{postgres}/not-there", code=1)
+    assert all(path.suffix == ".part" for path in tmp_path.iterdir())
+
+
+def test_the_compose_files_databases_keep_each_other_out(postgres, tmp_path):
+    """infra/compose/databases.sh, with its secrets, makes roles that reach their own databases alone."""
+    (tmp_path / "secrets").mkdir()
+    for name in ("prefect", "mlflow"):
+        (tmp_path / "secrets" / f"{name}_db_password").write_text(f"it's {name}")
+    text = (INFRA / "compose/databases.sh").read_text().replace("/run/secrets", str(tmp_path / "secrets"))
+    (tmp_path / "databases.sh").write_text(text)
+    host, _, port = postgres.rpartition("@")[2].partition(":")
+    variables = {**os.environ, "PGHOST": host, "PGPORT": port, "POSTGRES_USER": "postgres"}
+    subprocess.run(["bash", str(tmp_path / "databases.sh")], env=variables, check=True)
+    found = sql(
+        f"{postgres}/postgres",
+        "SELECT r, d FROM unnest('{prefect,mlflow}'::text[]) r, "
+        "unnest('{prefect,mlflow,mlflow_auth}'::text[]) d "
+        "WHERE has_database_privilege(r, d, 'CONNECT') ORDER BY 1, 2",
+    )
+    assert found == "mlflow|mlflow\nmlflow|mlflow_auth\nprefect|prefect"
+    secret = sql(f"{postgres}/postgres", "SELECT rolpassword FROM pg_authid WHERE rolname = 'mlflow'")
+    assert secret.startswith("SCRAM-SHA-256$")
