@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from prefloop.errors import ConfigError
 
 T = TypeVar("T")
+
+_HUB_NAME = re.compile(r"\w(?:[\w-]|\.(?!\.))*(?:/\w(?:[\w-]|\.(?!\.))*)?", re.ASCII)
 
 
 def parse(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
@@ -105,6 +108,13 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
 
 def _shown(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
+
+
+def hub_name(name: str, value: str) -> None:
+    """Raises ValueError when `value` is neither empty nor NAME or OWNER/NAME as the hub has them: what looks
+    like a path or an address would be taken for one."""
+    if value and not _HUB_NAME.fullmatch(value):
+        raise ValueError(f"{name} must be NAME or OWNER/NAME as the hub has it, got {value!r}")
 
 
 def at_least(name: str, value: float, bound: float, *, strict: bool = False) -> None:
