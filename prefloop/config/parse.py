@@ -89,13 +89,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str):
+        if isinstance(value, (int, float, str)):
             try:
-                return float(value)
-            except ValueError:
+                number = float(value)
+            except (ValueError, OverflowError):
                 pass
+            else:
+                if number == number:  # NaN is below no bound and above none: it would pass every check
+                    return number
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif hint is int and isinstance(value, float) and value.is_integer():
