@@ -16,7 +16,7 @@ from flows.settings import STATE
 from prefloop.config.params import parse_params
 from prefloop.config.parse import nearest
 from prefloop.config.policies import policies_in
-from prefloop.config.read import read_yaml
+from prefloop.config.read import parse_value, read_yaml
 from prefloop.errors import ConfigError
 from prefloop.files import atomic_file, write_json
 
@@ -41,7 +41,9 @@ def apply_changes(
     """
     if not preset and not assignments:
         return
+    given = dict(parse_assignment(text) for text in assignments)
     path = root / "params.yaml"
+    read_yaml(path)  # what grows without end is refused before it is parsed with its comments
     yaml = _yaml()
     document = yaml.load(path.read_text(encoding="utf-8"))
     before = leaves(document)
@@ -56,7 +58,7 @@ def apply_changes(
             "name": preset,
             "keys": {key: [_earlier(root, key, before), values[key]] for key in wanted},
         }
-    changes |= dict(parse_assignment(text) for text in assignments)
+    changes |= given
     changes |= _evaluate_new_policies(document, changes)
     changes = {key: value for key, value in changes.items() if before.get(key, _ABSENT) != value}
     for key, value in changes.items():
@@ -80,7 +82,7 @@ def load_preset(root: Path, name: str) -> dict[str, Any]:
         ConfigError: there is no such preset.
     """
     path = root / "presets" / f"{name}.yaml"
-    if not path.exists():
+    if Path(name).name != name or not path.exists():
         raise ConfigError(
             f"there is no preset {name}", nearest(name, [p.stem for p in (root / "presets").glob("*.yaml")])
         )
@@ -96,11 +98,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: no `key=value`", "for example --set ppo.kl_coef=0.1")
-    try:
-        parsed = YAML(typ="safe").load(value)
-    except Exception as error:  # ruamel has many kinds, all about the text
-        raise ConfigError(f"--set {text}: the value is no YAML", "quote texts that hold : or #") from error
-    return key.strip(), _number(parsed)
+    return key.strip(), _number(parse_value(value, f"--set {text[:_SHOWN]}"))
 
 
 def set_parameter(path: Path, dotted: str, value: Any) -> None:
@@ -134,6 +132,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Changes:
 
 
 _ABSENT = object()
+_SHOWN = 200
 
 
 def _evaluate_new_policies(document: CommentedMap, changes: Changes) -> Changes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shlex
@@ -16,6 +15,7 @@ from flows.planning.planner import is_preparation, pipeline_stages
 from flows.settings import STATE, child_environment
 from flows.stage_run import StageFailed
 from flows.supervision import Supervisor
+from prefloop.data.importing import matching_files
 from prefloop.files import write_json
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def import_text_sources(supervisor: Supervisor, patterns: Sequence[str], show: S
     memory = root / STATE / "text-sources.json"
     seen = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
     for pattern in patterns:
-        files = sorted(glob.glob(str(root / pattern), recursive=True))
+        files = [str(file) for file in matching_files(pattern, root)]
         state = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
         if not files or seen.get(pattern) == state:
             continue

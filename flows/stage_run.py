@@ -16,6 +16,7 @@ from flows.leftovers import mark_finished, mark_unfinished
 from flows.settings import STATE
 from flows.supervision import Supervisor
 from prefloop.errors import PrefloopError
+from tasks.support.redact import redact
 from tasks.support.workspace import slug
 
 DVC_CHATTER = (
@@ -99,6 +100,7 @@ def run_stage(
 
         def on_line(line: str) -> None:
             nonlocal outcome, exit_code
+            line = redact("line", line)
             handle.write(line + "\n")
             handle.flush()
             if "is cached - skipping run" in line:

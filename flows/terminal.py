@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import TextIO
 
+from prefloop.printable import printable, printable_line
+
 _PROGRESS = re.compile(r"\bstep \d+/\d+\b")
 
 
@@ -28,6 +30,7 @@ class Terminal:
 
     def line(self, stage: str, text: str) -> None:
         """Shows one line that `stage` printed."""
+        text = printable_line(text)
         shown = text if text.startswith(f"{stage} ") else f"{stage}  {text}"
         with self._lock:
             if self._live and _PROGRESS.search(text):
@@ -39,7 +42,7 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """Shows one line of the pipeline's own."""
         with self._lock:
-            self._draw(text)
+            self._draw(printable(text))
 
     def done(self, stage: str) -> None:
         """Ends the progress line of a stage, leaving its last state above."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefloop.errors import DataError, WorkspaceError
+
+_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def read_json(path: Path | str) -> Any:
         raise DataError(
             f"{path} is missing", "run the stage that writes it: prefloop plan shows which"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is no JSON: {error}", "restore the file, or delete it and run again"
         ) from error
@@ -121,20 +124,43 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} is missing", "run the stage that writes it: prefloop plan shows which")
-    with open(path, encoding="utf-8") as handle:
+    with open(path, "rb") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode("utf-8"))
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # no UTF-8, endless digits and deep nesting are among them
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
                 raise DataError(
-                    f"{path}, line {number} is no JSON ({error.msg}): {line.strip()[:80]!r}",
+                    f"{path}, line {number} is no JSON ({reason}): {_excerpt(line)!r}",
                     "mend or remove the line, then run again",
                 ) from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} is no JSON object: {line.strip()[:80]!r}")
+                raise DataError(f"{path}, line {number} is no JSON object: {_excerpt(line)!r}")
             yield row
+
+
+def _excerpt(line: bytes) -> str:
+    return line.strip()[:80].decode("utf-8", "replace")
+
+
+def link_out(path: Path) -> Path | None:
+    """Where a file that is a symbolic link leads, if that lies outside the link's own folder; else None.
+
+    Links into a cache, under the hash of what they hold, count as inside: the hub's (snapshots/ beside
+    blobs/) and DVC's (files/md5/xx/...).
+    """
+    if not path.is_symlink():
+        return None
+    target, folder = path.resolve(), path.parent.resolve()
+    places = [folder, *(above.parent / "blobs" for above in folder.parents if above.name == "snapshots")]
+    if any(target.is_relative_to(place) for place in places) or _DVC_CACHE.search(target.as_posix()):
+        return None
+    return target
 
 
 def sha256_file(path: Path | str) -> str:

@@ -15,6 +15,7 @@ from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import Messages
 from prefloop.errors import ConfigError
 from prefloop.models.loading import context_length, load_policy
+from prefloop.printable import printable
 from prefloop.rollout.streaming import stream
 from prefloop.training.environment import apply, resolve
 from tasks.support.ending import ended_well
@@ -94,7 +95,7 @@ def say(pieces: Iterator[str]) -> str:
     said = ""
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
             said += piece
     except KeyboardInterrupt:
         print(" ...", end="")

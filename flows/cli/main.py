@@ -23,6 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from prefloop.errors import PrefloopError
+from prefloop.printable import printable
+from tasks.support.redact import redact
 
 COMMANDS = {
     "run": "run the pipeline, or some of its stages",
@@ -92,7 +94,7 @@ def main() -> None:
     except PrefloopError as error:
         if os.environ.get("PREFLOOP_DEBUG"):
             raise
-        print(f"prefloop: {error}", file=sys.stderr)
+        print(f"prefloop: {printable(redact('error', error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

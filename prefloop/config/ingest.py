@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prefloop.config.parse import at_least, between
+from prefloop.config.parse import at_least, between, hub_name
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HubConfig:
     """A preference set on the hub (needs a network).
 
     Attributes:
-        name: data set id. config, split: as `datasets.load_dataset` takes them.
+        name: data set id, NAME or OWNER/NAME. config, split: as `datasets.load_dataset` takes them.
         format: importer that reads its rows; `prefloop data import --help` lists them.
         rows: at most this many rows; 0 takes all.
     """
@@ -56,6 +56,9 @@ class HubConfig:
     split: str = "train"
     format: str = "trl"
     rows: int = 0
+
+    def __post_init__(self) -> None:
+        hub_name("hub.name", self.name)
 
 
 @dataclass(frozen=True)

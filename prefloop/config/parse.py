@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from prefloop.errors import ConfigError
 
 T = TypeVar("T")
+
+_HUB_NAME = re.compile(r"\w(?:[\w-]|\.(?!\.))*(?:/\w(?:[\w-]|\.(?!\.))*)?", re.ASCII)
 
 
 def parse(cls: type[T], values: Mapping[str, Any] | None, where: str) -> T:
@@ -86,13 +89,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and not isinstance(value, bool):
-        if isinstance(value, (int, float)):
-            return float(value)
-        if isinstance(value, str):
+        if isinstance(value, (int, float, str)):
             try:
-                return float(value)
-            except ValueError:
+                number = float(value)
+            except (ValueError, OverflowError):
                 pass
+            else:
+                if number == number:  # NaN is below no bound and above none: it would pass every check
+                    return number
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif hint is int and isinstance(value, float) and value.is_integer():
@@ -105,6 +109,13 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
 
 def _shown(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
+
+
+def hub_name(name: str, value: str) -> None:
+    """Raises ValueError when `value` is neither empty nor NAME or OWNER/NAME as the hub has them: what looks
+    like a path or an address would be taken for one."""
+    if value and not _HUB_NAME.fullmatch(value):
+        raise ValueError(f"{name} must be NAME or OWNER/NAME as the hub has it, got {value!r}")
 
 
 def at_least(name: str, value: float, bound: float, *, strict: bool = False) -> None:

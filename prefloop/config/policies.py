@@ -68,6 +68,24 @@ def policies_in(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield str(method), str(name)
 
 
+def check_name(where: str, name: str) -> None:
+    """Raises ConfigError for a name that would be more than a word in a command, or more than a folder."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: {name!r} is no name for a folder", "use letters, digits, - and _")
+
+
+def check_names(params: Mapping[str, Any]) -> None:
+    """Checks every name that dvc.yaml writes into a command: policies, and what is evaluated.
+
+    Raises:
+        ConfigError: a name that is more than a word.
+    """
+    for method, name in policies_in(params):
+        check_name(f"{SECTION}.{method}.{name}", name)
+    for name in (params.get("evaluate") or {}).get("policies") or []:
+        check_name("evaluate.policies", str(name))
+
+
 def check_policies(params: Mapping[str, Any], methods: Mapping[str, type[Any]]) -> None:
     """Checks every entry, and that what is trained is what is evaluated.
 
@@ -83,8 +101,7 @@ def check_policies(params: Mapping[str, Any], methods: Mapping[str, type[Any]]) 
         where = f"{SECTION}.{method}.{name}"
         if method not in methods:
             raise ConfigError(f"unknown method {SECTION}.{method}", nearest(method, methods, SECTION))
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"{where}: {name!r} is no name for a folder", "use letters, digits, - and _")
+        check_name(where, name)
         if name in RESERVED or name.startswith(_TAKEN):
             raise ConfigError(f"{where}: the name {name} is taken by another stage", "choose another one")
         if name in trained:

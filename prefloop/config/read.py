@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 
 from prefloop.config.parse import parse
+from prefloop.config.yaml_limits import check_nodes
 from prefloop.errors import ConfigError
 
 T = TypeVar("T")
@@ -36,6 +37,11 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{where} is broken YAML: {getattr(error, 'problem', error)}") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a day that does not exist, endless digits, endless nesting
+        raise ConfigError(f"{path} holds a value that cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
     return values
@@ -54,28 +60,23 @@ def read_seed(path: Path | str = "params.yaml") -> int:
     return seed
 
 
-def _parsed(text: str, path: Path) -> Any:
+def parse_value(text: str, where: str) -> Any:
+    """One YAML value from the command line.
+
+    Raises:
+        ConfigError: it is broken, names a Python object, or grows without end.
+    """
+    try:
+        return _parsed(text, where)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: the value is no YAML", "quote texts that hold : or #") from error
+
+
+def _parsed(text: str, where: Path | str) -> Any:
     loader = LOADER(text)
     try:
         node = loader.get_single_node()
-        _refuse_repeated_keys(node, path)
+        check_nodes(node, str(where))
         return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
-
-
-def _refuse_repeated_keys(node: Any, path: Path) -> None:
-    """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise ConfigError(
-                    f"{path}, line {line}: the key {key.value!r} stands twice", "remove one of them"
-                )
-            seen.add(str(key.value))
-            _refuse_repeated_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, path)

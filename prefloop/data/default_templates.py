@@ -22,6 +22,11 @@ PLAIN_TEMPLATE = (
 )
 
 
+def is_own(template: str) -> bool:
+    """True for the templates above, with which most models that prefloop made come back."""
+    return template.replace("{{ bos_token }}", "") in (ROLE_TEMPLATE, PLAIN_TEMPLATE)
+
+
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Gives a tokenizer that has no chat template a default one; True if it did.
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -18,12 +19,15 @@ from prefloop.config.parse import nearest
 from prefloop.data import importers
 from prefloop.data.readers import Broken, Record, read_records
 from prefloop.data.records import Row, content_id
+from prefloop.data.taming import tamed
 from prefloop.errors import DataError, WorkspaceError
 from prefloop.files import atomic_folder, read_json, sha256_file, write_json
+from prefloop.printable import printable, printable_line
 
 Convert = Callable[[Any, Mapping[str, str]], Iterator[tuple[str, Row]]]
 
 SOURCES: Final = Path("data/sources")
+_EXCERPT: Final = 120
 _VERSION: Final = re.compile(r"(\d{3,})-\w+")
 
 
@@ -85,14 +89,31 @@ def convert_records(
             yield kind, {"invalid": record.value.reason, "raw": record.value.excerpt, **where}
             continue
         try:
-            rows = list(convert(record.value, options))
+            value = tamed(record.value)
+        except ValueError as error:  # what it holds cannot be kept as it is
+            yield kind, {"invalid": str(error), "raw": printable(repr(record.value)[:_EXCERPT]), **where}
+            continue
+        try:
+            rows = [_identified(row) for row in convert(value, options)]
         except ValueError as error:
-            yield kind, {"invalid": str(error), "raw": record.value, **where}
+            yield kind, {"invalid": str(error), "raw": value, **where}
+            continue
+        except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # A converter that looked for a list and met a number: the record is not of its format.
+            reason = f"no record of format {format} ({type(error).__name__}: {error})"
+            yield kind, {"invalid": reason, "raw": value, **where}
             continue
         for row_kind, row in rows:
             yield row_kind, {"id": row.get("id") or content_id(row), **row, **where}
         if not rows:
             yield "empty", {}
+
+
+def _identified(row: tuple[str, Row]) -> tuple[str, Row]:
+    """A converter's row. Raises ValueError for an id that is neither text nor number."""
+    if isinstance(found := row[1].get("id"), (bool, list, dict)):
+        raise ValueError(f"id must be text or a number, got {type(found).__name__}")
+    return row
 
 
 def import_files(
@@ -158,10 +179,29 @@ def import_text(patterns: Sequence[str], root: Path | str = ".") -> list[Version
     """
     found = []
     for pattern in patterns:
-        files = sorted(glob.glob(pattern, root_dir=root, recursive=True))
+        files = matching_files(pattern, root)
         if files:
-            found.append(import_files("text", [Path(root) / file for file in files], {}, root))
+            found.append(import_files("text", files, {}, root))
     return found
+
+
+def matching_files(pattern: str, root: Path | str = ".") -> list[Path]:
+    """Files that a pattern of `ingest.text` matches, in order.
+
+    Raises:
+        DataError: a linked folder leads to one of them from where the pattern begins to somewhere else.
+    """
+    parts = (Path(root) / pattern).parts
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+    start = Path(*fixed).resolve()
+    files = [Path(root) / file for file in sorted(glob.glob(pattern, root_dir=root, recursive=True))]
+    for file in files:
+        if not file.parent.resolve().is_relative_to(start):
+            raise DataError(
+                f"{file}: a linked folder leads out of {start}: it is not followed",
+                "copy the folder in place, or name it in ingest.text by a pattern of its own",
+            )
+    return files
 
 
 def version_names(root: Path | str = ".") -> list[str]:
@@ -200,7 +240,10 @@ def _contents(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
 def _names(paths: Sequence[Path]) -> list[str]:
     """Short names by which rows say where they come from: file names, with folders where those are equal."""
     repeated = {name for name, count in Counter(path.name for path in paths).items() if count > 1}
-    return [f"{p.resolve().parent.name}/{p.name}" if p.name in repeated else p.name for p in paths]
+    return [
+        printable_line(f"{p.absolute().parent.name}/{p.name}" if p.name in repeated else p.name)
+        for p in paths
+    ]
 
 
 def _write(

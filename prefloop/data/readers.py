@@ -7,23 +7,25 @@ What cannot be read is yielded as a `Broken` record with its line, never skipped
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
+from prefloop.data.taming import decoder
+from prefloop.data.unpacking import CHUNK, COMPRESSIONS, Bomb, allowed_bytes, damage, opened
 from prefloop.errors import DataError
+from prefloop.files import link_out
 
-COMPRESSIONS: Final = (".gz", ".zst")
 CONTAINERS: Final = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _LONGEST_LINE: Final = 64 << 20
-_CHUNK: Final = 1 << 20
+_LONGEST_TEXT: Final = 1 << 30
+_PARQUET_ROWS: Final = 256
+_ROW_BYTES: Final = 16
+"""What a row counts at least, however little its values hold."""
 _EXCERPT: Final = 120
 
 
@@ -64,10 +66,17 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yields a file's records in order.
 
     Raises:
-        DataError: the file is missing, a folder, empty, no text at all, or of an unknown kind.
+        DataError: the file is missing, a folder, a device, a link out of its folder, empty, no text at all,
+            or of an unknown kind.
     """
     if not path.is_file():
-        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'missing'}", "name an existing file")
+        kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else "missing"
+        raise DataError(f"{path} is {kind}", "name an existing file")
+    if (target := link_out(path)) is not None:
+        raise DataError(
+            f"{path} is a link to {target}, outside its folder: it is not followed",
+            "what came with other people's data may point at files of yours; copy it in place if it is meant",
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", "name a file with rows in it")
     container = container_of(path)
@@ -82,56 +91,27 @@ def read_records(path: Path) -> Iterator[Record]:
     return _json_lines(path)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed by what they are, not by what the name says."""
-    with open(path, "rb") as raw:
-        magic = raw.read(4)
-        raw.seek(0)
-        if magic[:2] == b"\x1f\x8b":
-            with gzip.open(raw) as handle:
-                yield handle  # type: ignore[misc]
-        elif magic == b"\x28\xb5\x2f\xfd":
-            import zstandard
-
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream, _CHUNK)
-        elif magic[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{path} is UTF-16 text", "convert it to UTF-8, e.g. iconv -f UTF-16 -t UTF-8")
-        elif path.suffix in COMPRESSIONS:
-            raise DataError(f"{path} is not compressed, though its name says so", "rename or compress it")
-        else:
-            yield raw
-
-
-def _damage(error: Exception) -> str | None:
-    """Words for an error of a damaged compressed file; None if it is something else."""
-    if isinstance(error, EOFError):
-        return "the compressed file is truncated"
-    if isinstance(error, (gzip.BadGzipFile, zlib.error)) or type(error).__name__ == "ZstdError":
-        return f"the compressed file is damaged ({error})"
-    return None
-
-
 def _lines(path: Path) -> Iterator[Record]:
     """Yields each line as bytes; damage and over-long lines as `Broken`."""
     number = 0
-    with _opened(path) as handle:
+    with opened(path) as handle:
         while True:
             number += 1
             try:
                 line = handle.readline(_LONGEST_LINE)
+                whole = len(line) < _LONGEST_LINE or line.endswith(b"\n")
+                if not whole:
+                    while (rest := handle.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+                        pass
             except Exception as error:
-                reason = _damage(error)
+                reason = damage(error)
                 if reason is None:
                     raise
                 yield Record(number, Broken(f"{reason}: nothing can be read from here on", ""))
                 return
             if not line:
                 return
-            if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := handle.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
+            if not whole:
                 yield Record(number, Broken(f"the line is longer than {_LONGEST_LINE} bytes", _excerpt(line)))
                 continue
             yield Record(number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
@@ -156,59 +136,64 @@ def _excerpt(line: bytes | str) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
+    decode = decoder().decode
     for record in _text_lines(path):
         if isinstance(record.value, Broken):
             yield record
         elif record.value.strip():
             try:
-                yield Record(record.line, json.loads(record.value))
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = (
-                    f"no JSON ({error})" if isinstance(error, RecursionError) else f"no JSON ({error.msg})"
-                )
-                yield Record(record.line, Broken(reason, _excerpt(record.value)))
+                yield Record(record.line, decode(record.value))
+            except (ValueError, RecursionError) as error:
+                yield Record(record.line, Broken(_json_fault(error), _excerpt(record.value)))
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    """Why a text was not taken as JSON."""
+    if isinstance(error, RecursionError):
+        return "no JSON that can be read: nested too deep"
+    return f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else f"no JSON ({error})"
 
 
 def _is_lines(path: Path) -> bool:
     """True unless the first character opens a JSON array."""
-    with _opened(path) as handle:
+    with opened(path) as handle:
         try:
             return not handle.read(256).decode("utf-8", "replace").lstrip("\ufeff \t\r\n").startswith("[")
         except Exception as error:
-            if _damage(error) is None:
+            if damage(error) is None:
                 raise
             return True
 
 
 def _array(path: Path) -> Iterator[Record]:
     """Elements of one top-level array, decoded one by one from a moving window."""
-    decoder = json.JSONDecoder()
-    window, number, opened = "", 0, False
-    with _opened(path) as handle:
+    raw_decode = decoder().raw_decode
+    window, number, begun = "", 0, False
+    with opened(path) as handle:
         text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape")
         while True:
             try:
-                chunk = text.read(_CHUNK)
+                chunk = text.read(CHUNK)
             except Exception as error:
-                reason = _damage(error)
+                reason = damage(error)
                 if reason is None:
                     raise
                 yield Record(number + 1, Broken(f"{reason}: nothing can be read from here on", ""))
                 return
             window += chunk
             while True:
-                window = window.lstrip(" \t\r\n," if opened else " \t\r\n")
-                if not opened and window:
-                    window, opened = window[1:], True
+                window = window.lstrip(" \t\r\n," if begun else " \t\r\n")
+                if not begun and window:
+                    window, begun = window[1:], True
                     continue
                 if not window or window.startswith("]"):
                     break
                 try:
-                    value, end = decoder.raw_decode(window)
-                except json.JSONDecodeError as error:
-                    if chunk and len(window) < _LONGEST_LINE:
+                    value, end = raw_decode(window)
+                except (ValueError, RecursionError) as error:
+                    if isinstance(error, json.JSONDecodeError) and chunk and len(window) < _LONGEST_LINE:
                         break
-                    reason = f"no JSON ({error.msg}): nothing can be read from here on"
+                    reason = f"{_json_fault(error)}: nothing can be read from here on"
                     yield Record(number + 1, Broken(reason, _excerpt(window)))
                     return
                 number += 1
@@ -250,6 +235,8 @@ def _table(path: Path, delimiter: str) -> Iterator[Record]:
             return
         if not header:
             header = cells
+            if twice := [name for name in header if header.count(name) > 1]:
+                raise DataError(f"{path} has the column {twice[0]!r} twice", "rename or remove one of them")
         elif len(cells) == len(header):
             yield Record(line, dict(zip(header, cells, strict=True)))
         elif cells:
@@ -263,22 +250,37 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is no Parquet file: {error}", "name a whole Parquet file") from error
-    number = 0
+    number, size = 0, path.stat().st_size
+    left = allowed_bytes(size)
     with file:
-        for batch in file.iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(number, value)
+        try:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                left -= max(batch.nbytes, _ROW_BYTES * batch.num_rows)
+                if left < 0:
+                    raise Bomb(size)
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Record(number, value)
+        except Bomb as error:
+            yield Record(number + 1, Broken(str(error), ""))
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            reason = f"the file is damaged ({error}): nothing can be read from here on"
+            yield Record(number + 1, Broken(reason, ""))
 
 
 def _whole(path: Path) -> Iterator[Record]:
     """A plain text file as one record, `{"text": ...}`; a line that is no UTF-8 is a record of its own."""
     parts: list[str] = []
+    length = 0
     for record in _text_lines(path):
         if isinstance(record.value, Broken):
             yield record
-        else:
-            parts.append(record.value)
+            continue
+        length += len(record.value)
+        if length > _LONGEST_TEXT:
+            yield Record(record.line, Broken(f"the text is longer than {_LONGEST_TEXT} characters", ""))
+            return
+        parts.append(record.value)
     yield Record(1, {"text": "".join(parts)})

@@ -58,7 +58,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation
                 messages, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
             )
         )
-    except (TemplateError, ValueError) as error:
+    except (MemoryError, OverflowError, RecursionError) as error:
+        raise ModelError(
+            f"{_named(tokenizer)} grows without end: {type(error).__name__} {error}", _OTHER_TEMPLATE
+        ) from error
+    except (TemplateError, ValueError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(
             f"{_named(tokenizer)} refuses a conversation with roles {roles}: {error}",

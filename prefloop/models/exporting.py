@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +56,10 @@ def check_export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     Raises:
         ModelError: another rendering of a conversation, other tokens, or other log-probs.
     """
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
-    reader = AutoTokenizer.from_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=False
+    )
+    reader = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     messages = as_messages(_PROBE)
     rendered = render(tokenizer, messages, generation_prompt=True)
     if reader.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) != rendered:
@@ -101,7 +105,7 @@ def serving(
     folder: Path, target: Target, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """Lines of Markdown: the command that serves an exported folder, and what there is to know about it."""
-    name, path = folder.name, folder.as_posix()
+    name, path = shlex.quote(folder.name), shlex.quote(folder.as_posix())
     context = context_length(model)
     if target == "vllm":
         return [
@@ -111,18 +115,19 @@ def serving(
             f"vllm serve {path} --served-model-name {name} --max-model-len {min(context, 8192)}",
             "```",
             "",
-            *_curl(name, 8000),
+            *_curl(folder.name, 8000),
         ]
     if target == "llama.cpp":
+        file = shlex.quote((folder / f"{folder.name}.gguf").as_posix())
         lines = [
             "## Serve with llama.cpp",
             "",
             "```sh",
-            f"python llama.cpp/convert_hf_to_gguf.py {path} --outfile {path}/{name}.gguf",
-            f"llama-server -m {path}/{name}.gguf --jinja -c {min(context, 8192)}",
+            f"python llama.cpp/convert_hf_to_gguf.py {path} --outfile {file}",
+            f"llama-server -m {file} --jinja -c {min(context, 8192)}",
             "```",
             "",
-            *_curl(name, 8080),
+            *_curl(folder.name, 8080),
         ]
         if tokenizer.chat_template == ROLE_TEMPLATE:
             lines += [
@@ -138,7 +143,7 @@ def serving(
         "```python",
         "from transformers import pipeline",
         "",
-        f'chat = pipeline("text-generation", model="{path}")',
+        f'chat = pipeline("text-generation", model={folder.as_posix()!r})',
         f'answer = chat([{{"role": "user", "content": "{_PROBE}"}}], max_new_tokens=64)',
         'print(answer[0]["generated_text"][-1]["content"])',
         "```",
@@ -148,9 +153,10 @@ def serving(
 
 
 def _curl(name: str, port: int) -> list[str]:
+    body = {"model": name, "messages": [{"role": "user", "content": _PROBE}]}
     return [
         "```sh",
         f"curl http://127.0.0.1:{port}/v1/chat/completions -H 'Content-Type: application/json' \\",
-        f"""  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "{_PROBE}"}}]}}'""",
+        f"  -d {shlex.quote(json.dumps(body))}",
         "```",
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
@@ -19,12 +20,25 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from prefloop.data.default_templates import PAD, ensure_chat_template
+from prefloop.data.default_templates import PAD, ensure_chat_template, is_own
+from prefloop.data.template_trial import try_template
 from prefloop.errors import ModelError
+from prefloop.models.folder_check import check_folder
 from prefloop.models.quick_norms import quicken_norms
 
 # What transformers raises for files that are missing, damaged, of another shape or of another library.
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    OverflowError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @contextmanager
@@ -42,7 +56,7 @@ def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> d
     """Arguments common to every `from_pretrained`: a folder takes no revision.
 
     Raises:
-        ModelError: `source` looks like a path and is no model folder.
+        ModelError: `source` looks like a path and is no model folder, or holds what is not read.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = Path(source)
@@ -52,6 +66,7 @@ def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> d
                 f"{source} is no model folder: it has no config.json",
                 "point to a folder that holds config.json, model.safetensors and the tokenizer's files",
             )
+        check_folder(path, trust_remote_code)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(f"the model folder {source} does not exist")
     elif revision:
@@ -74,7 +89,8 @@ def load_tokenizer(
         raise ModelError(
             f"the tokenizer of {source} could not be loaded: {first_line(error)}", _remedy(source)
         ) from error
-    ensure_chat_template(tokenizer)
+    if not ensure_chat_template(tokenizer) and not is_own(str(tokenizer.chat_template)):
+        try_template(str(tokenizer.chat_template), source)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # Padding with EOS would hide real end tokens under the padding mask.
         tokenizer.add_special_tokens({"pad_token": PAD})

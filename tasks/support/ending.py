@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from prefloop.errors import PrefloopError, StopRequested, WorkspaceError
+from prefloop.printable import printable
+from tasks.support.redact import redact
 from tasks.support.signals import Interrupted, StopFlag
 from tasks.support.workspace import slug, state_folder
 
@@ -53,7 +55,7 @@ def _refuse(name: str, error: PrefloopError) -> None:
 
 
 def _crash(name: str, error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error))
+    text = redact("traceback", "".join(traceback.format_exception(error)))
     path = state_folder() / "crashes" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{slug(name)}.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def _crash(name: str, error: BaseException) -> None:
 
 def _print(text: str) -> None:
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(redact("error", text)) + "\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         pass

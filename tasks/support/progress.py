@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TextIO
 
+from prefloop.printable import printable
+
 PLAIN_SECONDS = 2.0
 TERMINAL_SECONDS = 0.1
 FIGURES = 5
@@ -48,7 +50,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Writes one line of its own."""
         self.close()
-        self._emit(f"{self.stage}  {text}\n")
+        self._emit(f"{self.stage}  {printable(text)}\n")
 
     def close(self) -> None:
         """Ends a line that was being redrawn."""

@@ -22,6 +22,7 @@ from prefloop.data.validation.suite import LINKS, judge_figures, judge_rows
 from prefloop.data.validation.table import FeatureWriter, read_column, read_pieces
 from prefloop.errors import DataError, ModelError
 from prefloop.files import atomic_file
+from prefloop.models.folder_check import check_folder
 
 Int = npt.NDArray[np.int64]
 
@@ -165,8 +166,10 @@ def token_counter(tokenizer: str) -> CountTokens:
         return count_words
     from transformers import AutoTokenizer
 
+    if Path(tokenizer).is_dir():
+        check_folder(Path(tokenizer))
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"validate.tokenizer {tokenizer!r} cannot be loaded: {error}",

@@ -65,7 +65,7 @@ class RowFile:
     def _parsed(self, line: bytes, position: int) -> Row:
         try:
             row: Any = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.path}, row {position + 1} is no JSON ({error}): {line[:80]!r}",
                 "a stage wrote this file and something changed it: delete it and run again",
