@@ -65,7 +65,8 @@ def other_code(lineage: Lineage, makings: Sequence[Making], folder: Path) -> dic
         kept = (lineage.record(making).get("code") or {}).get("files")
         then = Code(kept) if kept else None
         now = here.get(making.group)
-        if now is None or now.fingerprint != (then.fingerprint if then else making.code):
+        ran, is_here = then.fingerprint if then else making.code, now.fingerprint if now else ""
+        if ran != is_here:
             names = {*(then.files if then else ()), *(now.files if now else ())}
             found[making.stage] = [
                 name
@@ -126,13 +127,15 @@ def bring_imports(lineage: Lineage, ingest: Making, folder: Path, commit: str) -
         (out,) = parse_yaml(text)["outs"]
         path = f"{SOURCES}/{name}"
         for relative, digest in lineage.objects.files(str(out["md5"]), path).items():
+            copy = target / name / relative
+            if not copy.resolve().is_relative_to((target / name).resolve()):
+                raise DataError(f"the listing of {path} names {relative}, which lies outside of it")
             source = lineage.objects.find(digest, f"{path}/{relative}")
             if source is None:
                 raise DataError(
                     f"{path}/{relative} is neither in DVC's cache nor in the workspace",
                     f"fetch it: dvc fetch {path}.dvc",
                 )
-            copy = target / name / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)  # a copy: an edit in the clone must never reach the cache
     return names

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.provenance import clone
-from flows.provenance.tracing import fingerprint
+from flows.provenance.tracing import fingerprint, is_commit
 from flows.settings import child_environment
 from prefloop.errors import DataError, WorkspaceError
 from tasks.support.lineage import DATA, Lineage, Making
@@ -68,7 +68,7 @@ def rebuild(lineage: Lineage, making: Making, folder: Path, *, dirty: bool, say:
     clone.refuse_unless_empty(folder, root)
     record = lineage.record(making)
     commit = str(record.get("git_commit") or "")
-    if not commit:
+    if not is_commit(commit):
         raise WorkspaceError(
             f"which commit made {making.model} is not recorded"
             if record

@@ -95,6 +95,7 @@ def fitted_rows(lineage: Lineage, making: Making) -> Iterator[dict[str, Any]]:
                         "stage": stage,
                         "use": use_of[place],
                         **{f"from_{key}": row[key] for key in ("source", "line") if key in row},
+                        **({"chosen_by": "the code of today"} if training.other_code else {}),
                     }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from flows.planning.planner import flatten
 from prefloop.config.read import LOADER
 from prefloop.files import sha256_text
+from tasks.support.flatten import flatten
 from tasks.support.lineage import DATA, PARAMS, SOURCES, Lineage, Making
 from tasks.support.objects import Objects
 from tasks.support.pipeline import MAIN_FIGURES
@@ -56,6 +56,11 @@ def fingerprint(environment: Mapping[str, Any]) -> str:
     return sha256_text(json.dumps(counted, sort_keys=True))[:32] if counted else ""
 
 
+def is_commit(text: str) -> bool:
+    """True for what can only be a commit: records are files, and git takes options in its place."""
+    return bool(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text))
+
+
 def count_rows(objects: Objects, path: str, digest: str) -> int | None:
     """Lines of a file that are not blank; None where these contents are nowhere."""
     file = objects.find(digest, path)
@@ -80,7 +85,7 @@ def _parameters(making: Making) -> dict[str, Any]:
 
 def _committed(root: Path, making: Making, commit: str) -> dict[str, Any] | None:
     """The same knobs as params.yaml had them in the commit; None where that cannot be read."""
-    if not commit:
+    if not is_commit(commit):
         return None
     shown = subprocess.run(
         ["git", "-C", str(root), "show", f"{commit}:./{PARAMS}"], capture_output=True, text=True, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tasks.support.reads import models_read
 
 LOCK = "dvc.lock"
 PARAMS = "params.yaml"
+_FLOAT = re.compile(r"-?\d+(\.\d+)?e[-+]\d+")
 MODELS, DATA, SOURCES = "models/", "data/", "data/sources"
 
 
@@ -185,9 +187,18 @@ def _making(stage: str, entry: Mapping[str, Any], *, current: bool) -> Making:
         stage=stage,
         deps={str(dep["path"]): str(dep.get("md5", "")) for dep in entry.get("deps", [])},
         outs={str(out["path"]): str(out.get("md5", "")) for out in entry.get("outs", [])},
-        params=entry.get("params", {}),
+        params=_numbers(entry.get("params", {})),
         current=current,
     )
+
+
+def _numbers(value: Any) -> Any:
+    """The same with floats where DVC wrote them as 1e-08, which a reader of YAML 1.1 takes for text."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def _identity(making: Making) -> tuple[str, tuple[tuple[str, str], ...]]:
