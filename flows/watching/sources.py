@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from prefloop.files import sha256_text
 
 if TYPE_CHECKING:
     from dvc.output import Output
+    from dvc.repo import Repo
 
 _IN_VERSION: Final = re.compile(r"\d{3,}-\w+/")
 _POINTER: Final = ".dvc"
@@ -76,8 +78,9 @@ class Sources:
             PrefloopError: DVC cannot bring it; or a pointer cannot be read.
         """
         try:
-            wanted = [out for out in self._outs() if _is_behind(out)]
-            here = [out for out in wanted if not out.changed_cache()]
+            with closing(open_repo(self._root)) as repo:
+                wanted = [out for out in self._outs(repo) if _is_behind(out)]
+                here = [out for out in wanted if not out.changed_cache()]
         except DvcException as error:
             raise WorkspaceError(f"DVC cannot tell whether {SOURCES} is up to date: {error}") from error
         for command, outs in (("checkout", here), ("pull", [out for out in wanted if out not in here])):
@@ -85,9 +88,8 @@ class Sources:
                 dvc(self._root, "--wait-for-lock", command, "--quiet", *map(_path_of_pointer, outs))
         return [Path(_path_of_pointer(out)).name for out in wanted]
 
-    def _outs(self) -> list[Output]:
+    def _outs(self, repo: Repo) -> list[Output]:
         folder = self._folder.absolute()
-        repo = open_repo(self._root)
         return [
             out
             for stage in repo.index.stages

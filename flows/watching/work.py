@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,12 @@ def find_work(root: Path) -> Work:
     Where no plan can be made, a run is needed: it says what is wrong.
     """
     try:
-        repo = open_repo(root)
-        stages = pipeline_stages(repo)
-        prepared = [out for stage in stages if is_preparation(stage) for out in stage.outs]
-        if not all(Path(out.fs_path).exists() for out in prepared):
-            return Work(needed=True)
-        plan = make_plan(repo, interrupted=unfinished(root))
+        with closing(open_repo(root)) as repo:  # a watch opens many
+            stages = pipeline_stages(repo)
+            prepared = [out for stage in stages if is_preparation(stage) for out in stage.outs]
+            if not all(Path(out.fs_path).exists() for out in prepared):
+                return Work(needed=True)
+            plan = make_plan(repo, interrupted=unfinished(root))
     except (PrefloopError, DvcException, OSError):
         return Work(needed=True)
     folder = str((root / SOURCES).absolute())

@@ -7,13 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
-from prefloop.config.read import read_yaml
-from tests.flows.watching_live import Live
 
 pytestmark = pytest.mark.slow
 
