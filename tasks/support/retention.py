@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from mlflow.entities import LoggedModel, Run, ViewType
+from mlflow.exceptions import MlflowException
 
 from tasks.support.mlflow_store import Store
 from tasks.support.model_delivery import KEY_TAG
@@ -67,7 +68,12 @@ def registered(store: Store) -> Registered:
     models = {model for version in versions if (model := _logged_model(version))}
     runs = {version.run_id for version in versions if version.run_id}
     for model in models:
-        logged = store.client.get_logged_model(model)
+        try:
+            logged = store.client.get_logged_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue  # somebody deleted it and left its version
         runs |= {metric.run_id for metric in logged.metrics or () if metric.run_id}
         runs |= {logged.source_run_id} if logged.source_run_id else set()
     keys = {version.tags[KEY_TAG] for version in versions if KEY_TAG in version.tags}
@@ -166,10 +172,10 @@ def delete_runs(store: Store, judged: Iterable[Judged]) -> Iterator[Judged]:
                     backend, runs, None, models, None, 0, skip_experiments=True, skip_logged_models=False
                 )
 
+    active = {model.model_id for model in _logged_models(store)}
     for run in judged:
         if store.client.get_run(run.run).info.lifecycle_stage == "active":
             store.client.set_tag(run.run, GC_TAG, str(int(time.time())))
-        active = {model.model_id for model in _models_of(store, {run.run}, deleted=False).get(run.run, ())}
         for model in active & set(run.models):
             store.client.delete_logged_model(model)
         gc([], list(run.models))
@@ -178,15 +184,11 @@ def delete_runs(store: Store, judged: Iterable[Judged]) -> Iterator[Judged]:
         yield run
 
 
-def _models_of(store: Store, runs: Collection[str], *, deleted: bool = True) -> dict[str, list[LoggedModel]]:
+def _models_of(store: Store, runs: Collection[str]) -> dict[str, list[LoggedModel]]:
     """Logged models by the run that made them; with those whose deletion was cut off."""
-
-    def search(token: str | None) -> Any:
-        return store.client.search_logged_models([store.experiment], page_token=token)
-
-    models = list(_pages(search))
+    models = _logged_models(store)
     backend = _backend(store)
-    if deleted and hasattr(backend, "_get_deleted_logged_models"):
+    if hasattr(backend, "_get_deleted_logged_models"):
         for model in backend._get_deleted_logged_models():
             models.append(backend.get_logged_model(model, allow_deleted=True))
     found: dict[str, list[LoggedModel]] = {}
@@ -194,6 +196,10 @@ def _models_of(store: Store, runs: Collection[str], *, deleted: bool = True) -> 
         if model.source_run_id in runs:
             found.setdefault(model.source_run_id, []).append(model)
     return found
+
+
+def _logged_models(store: Store) -> list[LoggedModel]:
+    return list(_pages(lambda token: store.client.search_logged_models([store.experiment], page_token=token)))
 
 
 def _backend(store: Store) -> Any:

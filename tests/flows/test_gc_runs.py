@@ -20,6 +20,7 @@ from flows.keeping.collect import Sweep, at_rest
 from flows.keeping.model import Category
 from tasks.support.delivery import Delivery
 from tasks.support.mlflow_store import local_folder, reached, read_config
+from tasks.support.model_delivery import find_logged_model
 from tasks.support.spool import spool_folder
 from tasks.support.tracking import RunTracker
 from tests.flows.kept import Kept, gc, going
@@ -133,7 +134,8 @@ def test_a_registered_version_is_still_there_with_its_figures_and_all_it_was_mad
         f"models:/{version.name}/{version.version}", dst_path="loaded"
     )
     assert (Path(folder) / "weights").read_text() == "weights of sft-3-3"
-    metrics = {metric.key: metric.value for metric in store.client.get_logged_model(version.model_id).metrics}
+    model = find_logged_model(store, "sft-3-3")
+    metrics = {metric.key: metric.value for metric in store.client.get_logged_model(model).metrics}
     assert metrics["eval/gold"] == 2.0
     shutil.rmtree("loaded")
     history.values(3, 3)
