@@ -12,7 +12,7 @@ import pytest
 from tests.flows.conftest import Project, wait_until
 from tests.flows.conftest import project as project
 from tests.flows.conftest import project_template as project_template
-from tests.infra.conftest import INFRA, Server, end
+from tests.infra.conftest import INFRA, REPOSITORY, Server, end
 from tests.infra.test_setup import ask
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def state(server: Server, run: str) -> dict[str, Any]:
 
 def ended(server: Server, run: str) -> dict[str, Any]:
     final = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-    return wait_until(lambda: (found := state(server, run))["type"] in final and found, 240)
+    return wait_until(lambda: (found := state(server, run))["type"] in final and found, 480)
 
 
 def test_deployments_run_in_the_workspace_one_after_the_other_and_skip_what_is_unchanged(server, worker):
@@ -70,7 +70,7 @@ def test_deployments_run_in_the_workspace_one_after_the_other_and_skip_what_is_u
 def test_a_cancelled_run_stops_at_a_step_and_the_next_one_goes_on(server, worker):
     run = start(server, "pipeline")
     mark = worker.root / ".prefloop/scratch/sft/step"
-    wait_until(lambda: mark.exists() and int(mark.read_text() or 0) > 3, 120)
+    wait_until(lambda: mark.exists() and int(mark.read_text() or 0) > 3, 480)
     ask(server, f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     assert ended(server, run)["type"] == "CANCELLED"
     wait_until(lambda: not [item for item in worker.processes() if "flows.cli.main" in item.cmdline()], 60)
@@ -87,6 +87,7 @@ def test_a_slurm_worker_whose_time_is_over_leaves_a_checkpoint_from_which_the_ne
     variables = {
         "PREFLOOP_WORKSPACE": str(project.root), "PREFLOOP_TRACKING": "off", "STEPS_SFT": "30",
         "PREFLOOP_POOL": "workspace", "PREFLOOP_REMOTE": str(tmp_path / "exchange"), "USER": "tester",
+        "PREFLOOP_CLONE": str(REPOSITORY),
     }  # fmt: skip
     mark = project.root / ".prefloop/scratch/sft/step"
 
@@ -99,7 +100,7 @@ def test_a_slurm_worker_whose_time_is_over_leaves_a_checkpoint_from_which_the_ne
 
     first = job()
     run = start(server, "pipeline")
-    wait_until(lambda: mark.exists() and int(mark.read_text() or 0) > 3, 240)
+    wait_until(lambda: mark.exists() and int(mark.read_text() or 0) > 3, 480)
     first.terminate()  # as Slurm does two minutes before the end: the batch script alone gets the signal
     assert first.wait(120) == 0, (tmp_path / "job.log").read_text()
     assert state(server, run)["type"] == "CRASHED"
