@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
 
 from prefloop.errors import ConfigError, PrefloopError, WorkspaceError
 
@@ -64,6 +65,8 @@ def zombies(silence: timedelta = SILENCE) -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
+                name=None,
+                force=False,
                 state=StateType.CRASHED,
                 message=f"no heartbeat for {silence.total_seconds():.0f} s: its worker is gone or cut off",
             )
@@ -100,7 +103,9 @@ def labelled_batch(deployment: UUID) -> AutomationCore:
         trigger=EventTrigger(
             expect={LABELLED, CHANGED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)
         ),
-        actions=[RunDeployment(source="selected", deployment_id=deployment)],
+        actions=[
+            RunDeployment(source="selected", deployment_id=deployment, parameters=None, job_variables=None)
+        ],
     )
 
 
@@ -153,7 +158,7 @@ def save_webhook(client: SyncPrefectClient, url: str) -> UUID:
     """
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ConfigError(f"{WEBHOOK_URL} is no http or https URL", "https://chat.example.org/hooks/...")
-    webhook: Webhook = Webhook(method="POST", url=url)
+    webhook: Webhook = Webhook(method="POST", url=SecretStr(url))
     return UUID(str(webhook.save(WEBHOOK_BLOCK, overwrite=True, client=None)))
 
 

@@ -1,0 +1,90 @@
+"""infra/worker.sh and the Slurm job: asked to end, runs end first, with a checkpoint, then the worker.
+
+In Prefect's place stands a program that starts one child as its worker starts flow runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import wait_until
+from tests.infra.conftest import INFRA, REPOSITORY
+
+PREFECT = """#!{python}
+import os, signal, subprocess, sys, time
+
+def note(line):
+    with open("{log}", "a") as log:
+        log.write(line + "\\n")
+
+def ended(name):
+    def end(*_):
+        time.sleep(0.3)
+        note(name + " ended")
+        os._exit(0)
+    return end
+
+if sys.argv[1:] == ["run"]:
+    signal.signal(signal.SIGTERM, ended("run"))
+    note("run began")
+else:
+    signal.signal(signal.SIGTERM, ended("worker"))
+    note(" ".join(sys.argv[1:]))
+    run = subprocess.Popen([sys.argv[0], "run"])
+    run.wait()
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "name"),
+    [("worker.sh", ["gpu", "mine"], "mine"), ("slurm/worker.sbatch", [], "slurm-17")],
+)
+def test_runs_end_before_their_worker(script, arguments, name, tmp_path):
+    log, prefect = tmp_path / "log", tmp_path / "prefect"
+    prefect.write_text(PREFECT.format(python=sys.executable, log=log))
+    prefect.chmod(0o755)
+    secret = tmp_path / "auth"
+    secret.write_text("user:word")
+    variables = {
+        "PATH": os.environ["PATH"], "USER": "tester", "PYTHON": str(prefect), "SLURM_JOB_ID": "17",
+        "PREFLOOP_CLONE": str(REPOSITORY), "PREFLOOP_REMOTE": "/exchange",
+        "PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_API_AUTH_STRING_FILE": str(secret),
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", str(INFRA / script), *arguments], env=variables, cwd=tmp_path)
+    wait_until(lambda: log.exists() and "run began" in log.read_text(), 120)
+    job.send_signal(signal.SIGTERM)  # to the script alone, as Slurm and containers do it
+    assert job.wait(120) == 0
+    assert log.read_text().splitlines() == [
+        f"-m prefect worker start --pool gpu --type process --limit 1 --name {name}",
+        "run began",
+        "run ended",
+        "worker ended",
+    ]
+
+
+def test_a_worker_that_ends_by_itself_tells_how(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 7\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(INFRA / "worker.sh"), "gpu"],
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        check=False,
+    )
+    assert done.returncode == 7, "what restarts it sees that it failed"
+
+
+def test_a_job_without_a_shared_folder_is_refused(tmp_path):
+    variables = {"PATH": os.environ["PATH"], "PREFECT_API_URL": "http://127.0.0.1:1/api", "USER": "tester"}
+    command = ["bash", str(INFRA / "slurm/worker.sbatch")]
+    done = subprocess.run(command, env=variables, cwd=Path(tmp_path), capture_output=True, check=False)
+    assert done.returncode
+    assert b"PREFLOOP_REMOTE: a folder that the coordinator reaches" in done.stderr
