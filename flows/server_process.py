@@ -29,8 +29,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("PREFECT_UI_ENABLED", "0")
-    # By default every page in the browser may command it; this one has no pages.
-    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "http://127.0.0.1")
     os.environ.setdefault("PREFECT__SERVER_EPHEMERAL", "1")
     os.environ.setdefault("PREFECT__SERVER_FINAL", "1")
     main()

@@ -81,11 +81,6 @@ def prefect_server(port: int) -> Server:
     return Server("Prefect", (sys.executable, "-m", *command), f"http://127.0.0.1:{port}", "/api/health")
 
 
-def origins(address: str) -> str:
-    """Whose pages may talk to a server on loopback: its own, by both names of loopback."""
-    return f"{address},{address.replace('127.0.0.1', 'localhost')}"
-
-
 @contextmanager
 def serving(server: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a server for the length of the block, in a process group that ends with it."""
@@ -99,8 +94,6 @@ def serving(server: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             env=settings.child_environment(
                 {
                     "PREFECT_UI_API_URL": f"{server.address}/api",
-                    # Prefect's default lets every page in the browser command it.
-                    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins(server.address),
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # scoring jobs: processes of no use here
                 }
             ),
