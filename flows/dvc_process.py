@@ -7,8 +7,9 @@ bytes, but for null, which DVC leaves out, and where it breaks scalars longer th
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,26 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+ORDERS = (
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_CLIENT_CUSTOM_HEADERS",
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_PASSWORD",
+)
+"""Variables that let their holder command a Prefect server, and so its workers: no stage needs them."""
+
+
+def without_orders(variables: MutableMapping[str, str]) -> None:
+    """Removes them."""
+    for name in ORDERS:
+        variables.pop(name, None)
+
+
 if __name__ == "__main__":
+    without_orders(os.environ)
     dvcfile.modify_yaml = modify
     parse_once()
     sys.exit(main(sys.argv[1:]))

@@ -79,7 +79,7 @@ def fetch_code(clone: Path, code: str, commit: str) -> None:
     if not (clone / ".git").exists():
         clone.mkdir(parents=True, exist_ok=True)
         run(clone, ["git", "init", "--quiet"])
-    run(clone, ["git", "fetch", "--quiet", "--depth", "1", code, f"refs/prefloop/{commit}"])
+    run(clone, ["git", "fetch", "--quiet", "--depth", "1", "--", code, f"refs/prefloop/{commit}"])
     run(clone, ["git", "checkout", "--quiet", "--force", "--detach", commit])
     run(clone, ["git", "clean", "--quiet", "-fd"])
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.planning.model import StagePlan
-from flows.planning.planner import pipeline_stages
+from flows.planning.planner import open_repo, pipeline_stages
 from flows.settings import STATE
 from flows.stage_run import Outcome, StageFailed, StageResult
 from flows.supervision import Stopped, Supervisor
 from flows.workers.exchange import REMOTE, dvc, merge_lock, open_exchange, publish_code
+from flows.workers.trust import check_files
 from prefloop.errors import ConfigError
 from prefloop.files import atomic_file, read_json
 
@@ -126,6 +127,14 @@ class Pool:
             raise StageFailed(stage, 1, STATE / "logs", lines or [f"its flow run ended as {seen}"])
 
     def _keep_files(self, result: dict[str, Any]) -> None:
+        repo = open_repo(self._root)
+        declared = {
+            Path(out.fs_path).relative_to(self._root.absolute()).as_posix()
+            for stage in pipeline_stages(repo)
+            for out in stage.outs
+            if not out.use_cache
+        }
+        check_files(result["files"], declared)
         for path, text in result["files"].items():
             with atomic_file(self._root / Path(path)) as handle:
                 handle.write(text)

@@ -20,6 +20,7 @@ from flows.preparation import run_preparation
 from flows.stage_run import run_stage
 from flows.supervision import supervise
 from flows.workers.exchange import REMOTE, dvc, fetch_code, write_lock
+from flows.workers.trust import check_job
 from prefloop.files import write_json
 from tasks.support.workspace import slug
 
@@ -36,7 +37,11 @@ def remote_stage(
         code, data, results: shared git repository, DVC remote, and folder of results.
         lock: text of the coordinator's dvc.lock; it says which inputs to fetch.
         pipeline: id of the pipeline run.
+
+    Raises:
+        ConfigError: the job asks for something else; see `flows.workers.trust`.
     """
+    check_job(stage=stage, commit=commit, pipeline=pipeline, code=code, data=data, results=results)
     logger = get_run_logger()
     clone = clone_folder(code, stage or "environment")
     fetch_code(clone, code, commit)

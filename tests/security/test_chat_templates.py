@@ -63,7 +63,7 @@ def test_one_that_waits_for_a_long_conversation_is_refused() -> None:
     [
         GOOD,
         "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ strftime_now('%Y') }}",
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('') }}{% endif %}{% endfor %}",
         "{% for m in messages %}{% if loop.index > 3 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}",
     ],
 )

@@ -144,7 +144,11 @@ def test_a_bare_dvc_repro_ends_before_it_runs_a_name_as_a_command(tmp_path: Path
         "check_names(read_yaml('params.yaml')); open('code.json', 'w').write('{}')\n"
     )
     stages = {
-        "environment": {"cmd": f"{sys.executable} check.py", "always_changed": True, "outs": [{"code.json": {"cache": False}}]},
+        "environment": {
+            "cmd": f"{sys.executable} check.py",
+            "always_changed": True,
+            "outs": [{"code.json": {"cache": False}}],
+        },
         "ppo": {"foreach": "${policies.ppo}", "do": {"cmd": "echo ${key}", "deps": ["code.json"]}},
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))

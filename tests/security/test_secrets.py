@@ -18,7 +18,8 @@ SECRET = "Tr0ub4dor&3x"
 @pytest.mark.parametrize(
     "key",
     [
-        "DB_PASSWD", "db.pwd", "smtp_pass", "passphrase", "AWS_SESSION_TOKEN", "client_secret", "Authorization",
+        "DB_PASSWD", "db.pwd", "smtp_pass", "passphrase", "AWS_SESSION_TOKEN", "client_secret",
+        "Authorization",
         "cookie", "AZURE_STORAGE_CONNECTION_STRING", "account_key", "PREFECT_API_AUTH_STRING", "x-api-key",
         "refresh_token", "private-key", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY",
     ],
@@ -36,11 +37,10 @@ def test_values_under_more_names_of_secrets(key: str) -> None:
         "author",
         "compass",
         "data.key",
-        "max_token",
     ],
 )
 def test_names_that_only_look_like_it(key: str) -> None:
-    assert redact(key, "48") == ("48" if key != "max_token" else redact(key, "48"))
+    assert redact(key, "48") == "48"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,8 @@ def test_secrets_inside_a_text(text: str) -> None:
 @pytest.mark.parametrize(
     "token",
     [
-        "github_pat_" + "a1" * 20, "glpat-" + "a1" * 12, "xoxb-" + "12" * 12, "AIza" + "a" * 35, "sk_live_" + "a1" * 12,
+        "github_pat_" + "a1" * 20, "glpat-" + "a1" * 12, "xoxb-" + "12" * 12, "AIza" + "a" * 35,
+        "sk_live_" + "a1" * 12,
         "ASIA" + "A" * 16, "npm_" + "a" * 36, "pypi-" + "A" * 40, "pnu_" + "a" * 36,
     ],
 )  # fmt: skip
@@ -80,7 +81,8 @@ def test_tokens_by_their_shape(token: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "http://127.0.0.1:5000/a@b", "https://host/a@b", "s3://bucket/key@v2", "file:///home/me/x@1", "a password is needed",
+        "http://127.0.0.1:5000/a@b", "https://host/a@b", "s3://bucket/key@v2", "file:///home/me/x@1",
+        "a password is needed",
         "sft  step 3/8  loss 0.25", "tokens: 48", "models/base at main", "token count = 5", "keyboard: yes",
     ],
 )  # fmt: skip
@@ -118,7 +120,7 @@ def test_what_waits_for_mlflow_holds_no_secret(stage_folder: Path, monkeypatch: 
     tracker.end("FAILED")
     (spool,) = (stage_folder / ".prefloop/spool").glob("*.jsonl")
     assert SECRET not in spool.read_text()
-    assert [json.loads(line)["kind"] for line in spool.read_text().splitlines()][0] == "start"
+    assert json.loads(spool.read_text().splitlines()[0])["kind"] == "start"
 
 
 def test_redact_all_goes_by_each_key() -> None:
