@@ -205,58 +205,6 @@ def test_a_variant_of_a_method_runs_alone_and_is_compared(workspace: Workspace) 
     assert "ppo@ppo-loose" not in workspace.plan()
 
 
-def test_a_watch_runs_what_a_changed_preference_row_needs_within_ten_seconds_and_nothing_else(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    if not list((workspace.root / "data/sources").glob("*-trl")):
-        rows = [
-            {"prompt": f"Which of {n} is it?", "chosen": f"{n}.", "rejected": "No."} for n in range(2, 30)
-        ]
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        workspace.prefloop("data", "import", "trl", str(tmp_path / "rows.jsonl"))
-    workspace.run()
-    file = next((workspace.root / "data/sources").glob("*-trl/preferences.jsonl"))
-    fitted = (workspace.root / "data/validated/preferences.jsonl").read_text()
-    lines = file.read_text().splitlines()
-    number = next(n for n, line in enumerate(lines) if json.dumps(json.loads(line)["prompt"]) in fitted)
-    row = json.loads(lines[number])
-    lines[number] = json.dumps({**row, "chosen": row["chosen"] + " Surely."})
-
-    live = Live(
-        workspace.root, interval=1.0, quiet=2.0, command=[sys.executable, "-m", "flows.cli.main", "run"]
-    )
-    try:
-        live.wait_for("up-to-date")
-        before = lock_entries(workspace.root)
-        changed = datetime.now(UTC)
-        file.write_text("".join(line + "\n" for line in lines))
-        (begun,) = live.wait_for("run", 1)
-        live.wait_for("done", seconds=900)
-        after = lock_entries(workspace.root)
-        seconds = (datetime.fromisoformat(begun["time"]) - changed).total_seconds()
-        first = datetime.fromisoformat(workspace.read("runs/ingest.json")["start"])
-        print(f"run {seconds:.1f} s after the change, first stage {(first - changed).total_seconds():.0f} s")
-        workspace.command("dvc", "add", "data/sources/" + file.parent.name)  # the same content, added again
-        live.wait_for("unchanged")
-        file.write_text(file.read_text())
-        live.wait_for("unchanged", 2)
-        assert len(live.said("run")) == 1
-    finally:
-        live.end()
-    ran = {line.split()[0] for line in live.errors.splitlines() if " ran in " in line}
-    assert ran == {stage for stage in after if after[stage] != before[stage]}
-    assert ran >= {"ingest", "validate@preferences", "reward", "ppo@ppo", "dpo@dpo", "report"}
-    assert not ran & {"base", "sft", "validate@demonstrations", "validate@text"}
-    busy = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
-    assert seconds < 10 or busy, "the promise is for a machine with a core to spare"
-    assert lock_entries(workspace.root) == after
-    assert workspace.actions("skip") == set(workspace.plan())
-
-
-def lock_entries(root: Path) -> dict[str, tuple[object, object]]:
-    """Stage -> what dvc.lock says that it read: files and parameters."""
-    stages = read_yaml(root / "dvc.lock")["stages"]
-    return {name: (entry.get("deps"), entry.get("params")) for name, entry in stages.items()}
 def rows_of(workspace: Workspace, name: str) -> list[dict]:
     return [json.loads(line) for line in (workspace.root / name).read_text().splitlines()]
 
