@@ -194,7 +194,7 @@ def _models_of(store: Store, runs: Collection[str]) -> dict[str, list[LoggedMode
     found: dict[str, list[LoggedModel]] = {}
     for model in models:
         if model.source_run_id in runs:
-            found.setdefault(model.source_run_id, []).append(model)
+            found.setdefault(str(model.source_run_id), []).append(model)
     return found
 
 
