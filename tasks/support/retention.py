@@ -193,8 +193,6 @@ def _models_of(store: Store, runs: Collection[str]) -> dict[str, list[LoggedMode
             models.append(backend.get_logged_model(model, allow_deleted=True))
     found: dict[str, list[LoggedModel]] = {}
     for model in models:
-        if model.source_run_id in runs:
-            found.setdefault(str(model.source_run_id), []).append(model)
         if model.source_run_id and model.source_run_id in runs:
             found.setdefault(model.source_run_id, []).append(model)
     return found
