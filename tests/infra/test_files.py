@@ -9,13 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
 from tests.infra.conftest import INFRA, REPOSITORY
 
-SCHEMAS = Path(__file__).parent / "schemas"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 OBJECTS = [
@@ -25,12 +24,20 @@ OBJECTS = [
 ]
 POOL = json.loads((INFRA / "kubernetes/gpu-pool.json").read_text())
 SCRIPTS = [path for path in INFRA.rglob("*") if path.suffix in (".sh", ".sbatch")]
-KUBERNETES = json.loads((SCHEMAS / "kubernetes.json").read_text())
+KUBERNETES = "1.37"
+SERVICE_KEYS = {
+    "build", "cap_add", "cap_drop", "command", "configs", "container_name", "cpus", "deploy", "depends_on",
+    "entrypoint", "env_file", "environment", "expose", "extends", "extra_hosts", "gpus", "healthcheck",
+    "hostname", "image", "init", "labels", "logging", "mem_limit", "network_mode", "networks", "pids_limit",
+    "ports", "privileged", "profiles", "pull_policy", "read_only", "restart", "runtime", "secrets",
+    "security_opt", "shm_size", "stop_grace_period", "stop_signal", "tmpfs", "ulimits", "user", "volumes",
+    "working_dir",
+}  # fmt: skip
+"""Of the compose specification's, those that such a file may need."""
 
 
 def check_kubernetes(value: dict[str, Any]) -> None:
-    kind = KUBERNETES["kinds"][value["kind"]]
-    jsonschema.validate(value, {"$ref": f"#/$defs/{kind}", "$defs": KUBERNETES["$defs"]})
+    kubernetes_validate.validate(value, KUBERNETES, strict=True)
 
 
 def filled(value: Any, variables: dict[str, Any]) -> Any:
@@ -43,11 +50,35 @@ def filled(value: Any, variables: dict[str, Any]) -> Any:
     return variables[found[1]] if found else value
 
 
-def test_the_compose_file_is_one():
-    schema = json.loads((SCHEMAS / "compose-spec.json").read_text())
-    jsonschema.validate(COMPOSE, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"services": {"a": {"imagee": "x"}}}, schema)
+def test_the_compose_file_says_what_compose_knows_and_names_what_it_has():
+    assert set(COMPOSE) <= {"name", "services", "volumes", "networks", "secrets", "configs"} | {
+        key for key in COMPOSE if key.startswith("x-")
+    }
+    for name, service in SERVICES.items():
+        assert set(service) <= SERVICE_KEYS, name
+        assert "image" in service or "build" in service, name
+        assert set(service.get("depends_on", ())) <= set(SERVICES), name
+        for kind in ("secrets", "networks"):
+            named = {entry["source"] if isinstance(entry, dict) else entry for entry in service.get(kind, ())}
+            assert named <= set(COMPOSE.get(kind, {})), name
+        volumes = {str(v).split(":")[0] for v in service.get("volumes", ()) if not isinstance(v, dict)}
+        assert {v for v in volumes if re.fullmatch(r"[a-z][a-z0-9_-]*", v)} <= set(COMPOSE["volumes"]), name
+
+
+def test_the_compose_file_is_one_for_docker():
+    asked = ["docker", "compose", "version"]
+    if not shutil.which("docker") or subprocess.run(asked, capture_output=True, check=False).returncode:
+        pytest.skip("docker compose is not here")
+    command = [
+        "docker",
+        "compose",
+        "-f",
+        str(INFRA / "compose.yaml"),
+        "config",
+        "--quiet",
+        "--no-interpolate",
+    ]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_every_published_port_is_on_loopback_unless_the_operator_says_otherwise():
@@ -134,7 +165,7 @@ def test_no_file_holds_a_secret():
 @pytest.mark.parametrize("value", OBJECTS, ids=lambda value: f"{value['kind']}-{value['metadata']['name']}")
 def test_each_kubernetes_object_is_one(value):
     check_kubernetes(value)
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(kubernetes_validate.ValidationError):
         check_kubernetes({**value, "sepc": {}})
 
 
