@@ -30,10 +30,14 @@ def prefect_api(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
 
     Yields:
         What waits until the API answers; it raises WorkspaceError where it does not.
+
+    Raises:
+        WorkspaceError: the named one does not answer.
     """
     named = os.environ.get("PREFECT_API_URL")
     if named:
-        yield lambda: _wait_until_healthy(named, None)
+        _wait_until_healthy(named, None)  # it is there or not: nothing is begun before that is known
+        yield lambda: None
         return
     log = supervisor.root / STATE / "logs" / "prefect-server.log"
     child, address = _start(supervisor, log)

@@ -34,7 +34,7 @@ def test_set_writes_the_parameter_and_runs_what_reads_it(finished):
 def test_independent_stages_run_side_by_side(finished):
     finished.edit("params.yaml", "kl_coef: 0.05", "kl_coef: 0.1")
     finished.edit("params.yaml", "beta: 0.1", "beta: 0.2")
-    output = finished.prefloop("run", STEPS_PPO="40", STEPS_DPO="40")
+    output = finished.prefloop("run", STEPS_PPO="150", STEPS_DPO="150")  # one begins before Prefect is there
     steps = [line.split()[0] for line in output.splitlines() if "  step " in line]
     changes = sum(1 for before, after in itertools.pairwise(steps) if before != after)
     assert changes > 5, "one stage ran after the other"
