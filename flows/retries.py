@@ -122,7 +122,10 @@ def persist(
             faults.append(_in_short(error))
             wait = next(waits, None)
             if wait is None:
-                raise _after(error, faults) from error
+                last = _after(error, faults)
+                if last is error:
+                    raise
+                raise last from error
         say(
             f"{stage}  attempt {len(faults)} of {patience.retries + 1} was lost to the infrastructure: "
             f"{faults[-1]}; again in {wait:.0f} s"

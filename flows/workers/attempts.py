@@ -93,7 +93,8 @@ def attempt(
     """
     number, run = latest(client, key)
     if run is not None and run.state is not None and not is_fenced(run):
-        live, done = not run.state.is_final(), run.state.is_completed()
+        live = not run.state.is_final() and not run.state.is_cancelling()
+        done = run.state.is_completed()
         if live or (done and has_result(run)):
             return number, run, True
     return number + 1, begin(f"{key}:{number + 1}"), False

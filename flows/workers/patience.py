@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from flows.supervision import Stopped
 from prefloop.errors import InfrastructureError
@@ -37,6 +37,7 @@ class PatientClient:
     def __init__(self, seconds: float, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
         self.absences = 0
         self._seconds, self._stopped, self._say = seconds, stopped, say
+        self._mine = threading.local()  # a connection a thread
 
     def __call__(self, ask: Callable[[SyncPrefectClient], T]) -> T:
         """What `ask` returns.
@@ -45,19 +46,18 @@ class PatientClient:
             InfrastructureError: the server was away for longer than that.
             Stopped: the run was asked to end while it was away.
         """
-        from prefect.client.orchestration import get_client
         from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
         deadline = 0.0
         while True:
             try:
-                with ExitStack() as stack:
-                    # Prefect's own retries would keep a run that was asked to end waiting for a minute.
-                    stack.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
-                    answer = ask(stack.enter_context(get_client(sync_client=True)))
+                # Prefect's own retries would keep a run that was asked to end waiting for a minute.
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                    answer = ask(self._connected())
             except Exception as error:
                 if not is_absence(error):
                     raise
+                self._disconnect()
                 now = time.monotonic()
                 if not deadline:
                     deadline = now + self._seconds
@@ -77,6 +77,19 @@ class PatientClient:
                 if deadline:
                     self._say("the Prefect server answers again")
                 return answer
+
+    def _connected(self) -> SyncPrefectClient:
+        from prefect.client.orchestration import get_client
+
+        if not hasattr(self._mine, "client"):
+            client = get_client(sync_client=True)
+            self._mine.client = client.__enter__()
+        return cast("SyncPrefectClient", self._mine.client)
+
+    def _disconnect(self) -> None:
+        if hasattr(self._mine, "client"):
+            self._mine.client.__exit__(None, None, None)
+            del self._mine.client
 
 
 def is_absence(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from flows.stage_run import StageFailed
 from flows.supervision import Stopped
 from flows.workers.attempts import fence, is_fenced
 from flows.workers.outcome import read_failure
-from flows.workers.patience import PatientClient
+from flows.workers.patience import PatientClient, is_absence
 from prefloop.errors import InfrastructureError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def wait_for(
         if state is not None and state.is_final():
             break
         if stopped():
-            _cancel(run.id)
+            _cancel(flow_run, partial(show, stage))
             raise Stopped(stage)
         if why := _lost(ask, run, vigil, started, lost_seconds):
             ask(partial(fence, run=run, why=why))
@@ -154,11 +154,16 @@ def _worker(client: SyncPrefectClient, pool: str, name: str) -> tuple[str, float
     return "", 30.0
 
 
-def _cancel(run: UUID) -> None:
+def _cancel(run: UUID, show: Callable[[str], None]) -> None:
     """Asks for the end of a flow run; a server that is away is not waited for, since the user waits."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
     from prefect.states import Cancelling
 
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), get_client(sync_client=True) as client:
-        client.set_flow_run_state(run, Cancelling(), force=True)
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run, Cancelling(), force=True)
+    except Exception as error:
+        if not is_absence(error):
+            raise
+        show("goes on, since the Prefect server is away; the next run joins it")

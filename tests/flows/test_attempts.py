@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import httpx
 import pytest
 
@@ -159,11 +161,9 @@ def test_a_run_that_is_asked_to_end_waits_for_no_server(patiently):
 
 
 def test_a_pools_jobs_are_given_what_the_stage_asks_for_as_far_as_they_know_it():
-    class Pool:
-        base_job_template = {"variables": {"properties": {"gpus": {}, "memory_limit": {}, "image": {}}}}
-
-    asked = job_variables(Pool(), Place("gpu", 2, 17_179_869_184))
+    known = {"gpus": {}, "memory_limit": {}, "image": {}}
+    pool = SimpleNamespace(base_job_template={"variables": {"properties": known}})
+    asked = job_variables(pool, Place("gpu", 2, 17_179_869_184))
     assert asked == {"gpus": 2, "memory_limit": "16384Mi"}
-    assert job_variables(Pool(), Place("gpu")) == {}
-    Pool.base_job_template = {}
-    assert job_variables(Pool(), Place("gpu", 2, 5)) == {}
+    assert job_variables(pool, Place("gpu")) == {}
+    assert job_variables(SimpleNamespace(base_job_template={}), Place("gpu", 2, 5)) == {}
