@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, WorkPool
 
 ENTRYPOINT = "flows.workers.stage.remote_stage"
+OF_ONE_ASKING = {"stage", "commit", "lock", "pipeline", "gpus", "lost_seconds", "force"}
+"""Parameters of a flow run that do not say where its result will lie; the key has what matters of these."""
 Show = Callable[[str, str], None]
 
 
@@ -145,11 +147,12 @@ class Pool:
             if made_before:
                 self._ask(lambda client: fence(client, run, "what it made could not be brought home"))
 
-        return dict(read_json(self._exchange.results / f"{run.id}.json")), give_up
+        return self._result(run), give_up
 
     def _key(self, stage: str, parameters: Mapping[str, Any]) -> str:
         """What tells this asking from others, but not who asks: see `flows.workers.attempts`."""
-        where = {"pool": self._name, **{name: parameters[name] for name in ("code", "data", "results")}}
+        where = {name: str(value) for name, value in parameters.items() if name not in OF_ONE_ASKING}
+        where["pool"] = self._name
         if parameters["force"] or not stage:
             where["pipeline"] = self._supervisor.pipeline  # it is meant to be done anew
         if not stage:
@@ -172,6 +175,9 @@ class Pool:
 
     def _has_result(self, run: FlowRun) -> bool:
         return (self._exchange.results / f"{run.id}.json").exists()
+
+    def _result(self, run: FlowRun) -> dict[str, Any]:
+        return dict(read_json(self._exchange.results / f"{run.id}.json"))
 
     def _stopped(self) -> bool:
         return self._supervisor.signal_number is not None

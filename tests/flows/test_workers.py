@@ -10,7 +10,7 @@ import pytest
 
 from flows.workers.exchange import fetch_code, open_exchange, publish_code
 from flows.workers.stage import produced_inputs
-from tests.flows.workers_live import POOL, Live, kill_9, live
+from tests.flows.workers_live import POOL, Live
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def pool(project_template, tmp_path_factory) -> Iterator[Live]:
     """One server for all tests here, and worker `first`; each test has a workspace of its own."""
-    made = live(project_template, tmp_path_factory.mktemp("live"))
-    yield made
-    made.close()
+    made = Live(tmp_path_factory.mktemp("live"), project_template / ".prefloop/prefect/prefect.db")
+    try:
+        made.start_worker("first")
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -91,11 +94,11 @@ def test_stages_run_where_they_say_and_their_outputs_come_home(small, pool, fini
 def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small, pool, finished_template):
     before = len(pool.attempts())
     run = started(small, pool)
-    kill_9(pool.trainer("first", "sft"))
+    pool.trainer("first", "sft").kill()
     small.wait_until(lambda: pool.steps("first", "sft") >= 15)
-    kill_9(pool.flow_process("first", "sft"))
+    pool.flow_process("first", "sft").kill()
     small.wait_until(lambda: pool.steps("first", "sft") >= 25)
-    kill_9(next(process for process in small.processes() if process.pid == run.pid))
+    run.kill()
     told = run.communicate()[0]
     assert "sft  attempt 1 of 4 was lost to the infrastructure: stage sft on pool prefloop: stage sft" in told
     assert "sft  attempt 2 of 4 was lost to the infrastructure: stage sft on pool prefloop: " in told
@@ -122,7 +125,7 @@ def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool,
     run = started(small, pool)
     stopped = pool.flow_process("first", "sft")
     stopped.send_signal(signal.SIGSTOP)
-    pool.kill("first")
+    pool.workers["first"].kill(tree=False)
     pool.start_worker("second")
     small.wait_until(lambda: pool.steps("second", "sft") >= 3)
     stopped.send_signal(signal.SIGCONT)
@@ -135,15 +138,15 @@ def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool,
     attempts = [attempt for attempt in pool.attempts()[before:] if attempt[0]]
     assert [name for name, _, _ in attempts] == ["sft", "sft", "evaluate@sft"]
     assert [fenced for _, _, fenced in attempts] == [True, False, False]
-    pool.start_worker("first")
-    pool.kill("second")
+    pool.workers["second"].stop()
+    pool.workers["first"].start()
 
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(small, pool, finished_template):
     run = started(small, pool)
-    pool.kill("server")
+    pool.server.kill()
     small.wait_until(lambda: pool.steps("first", "sft") >= 45)
-    pool.start_server()
+    pool.server.start()
     output = ended(run)
     assert "the Prefect server does not answer: waiting up to 900 s for it" in output
     assert "the Prefect server answers again" in output
