@@ -36,7 +36,7 @@ class Placement:
     Attributes:
         pools: stage -> the pool that it goes to; the others run here.
         resources: what stages ask for.
-        fingerprinted: stages that read the environment, and so have to compute in the same one.
+        fingerprinted: stages that compute as the environment says, and so have to find the same one.
     """
 
     pools: Mapping[str, str]
@@ -50,7 +50,7 @@ class Placement:
 
     @property
     def computes_here(self) -> list[str]:
-        """Stages that read the environment and run on this machine."""
+        """Those of them that run on this machine."""
         return sorted(self.fingerprinted - self.pools.keys())
 
     def place(self, root: Path, stage: str, *, known: bool = True) -> Place:
@@ -86,7 +86,7 @@ def decide(root: Path, repo: Repo, pool: str = "") -> Placement:
         pools = {stage.name: named for stage in stages if (named := resources.of(stage.name).pool)}
     else:
         pools = {}
-    return Placement(pools, resources, frozenset(stage.name for stage in stages if _reads_environment(stage)))
+    return Placement(pools, resources, frozenset(stage.name for stage in stages if _is_fingerprinted(stage)))
 
 
 def computes_with_models(stage: PipelineStage) -> bool:
@@ -161,8 +161,9 @@ def _refuse_differences(found: Mapping[str, Mapping[str, Any]], here: Iterable[s
             )
 
 
-def _reads_environment(stage: PipelineStage) -> bool:
-    return any(str(dep.def_path) == ENVIRONMENT for dep in stage.deps)
+def _is_fingerprinted(stage: PipelineStage) -> bool:
+    """True for a stage that computes as the environment says; the report only shows what that says."""
+    return computes_with_models(stage) and any(str(dep.def_path) == ENVIRONMENT for dep in stage.deps)
 
 
 def _processes(root: Path) -> int:

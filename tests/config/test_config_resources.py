@@ -99,10 +99,9 @@ def test_every_stage_of_the_pipeline_can_be_named(repository: Path) -> None:
 def test_every_stage_with_models_says_what_it_needs(repository: Path) -> None:
     """One setting, `place: pools`, has to send all of them away."""
     stages = read_yaml(repository / "dvc.yaml")["stages"]
+    bodies = {name: stage.get("do", stage) for name, stage in stages.items()}
     with_models = {
-        name
-        for name, stage in stages.items()
-        if "runs/environment.json" in str(stage.get("do", stage).get("params"))
+        name for name, body in bodies.items() if "models/" in str([body.get("deps"), body.get("outs")])
     }
     named = read_yaml(repository / "params.yaml")["resources"]["stages"]
     assert set(named) == with_models

@@ -119,4 +119,4 @@ def test_a_plan_alone_needs_no_server_and_no_worker(finished):
     """Everything is up to date on the pool: nobody is asked, so nobody has to be there."""
     resources(finished)
     remember(finished.root, "big", environment(finished))
-    assert "nothing changed" in finished.prefloop("run")
+    assert "nothing changed" in finished.prefloop("run", "ppo")
