@@ -154,7 +154,7 @@ report:
   title: a test
 resources:
   retry_seconds: 0.2
-  lost_seconds: 4
+  lost_seconds: 15
 """
 
 RESOLVE = """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flows.placement import remember
 from flows.workers.exchange import fetch_code, open_exchange, publish_code
 from flows.workers.stage import produced_inputs
 from tests.flows.workers_live import POOL, Live
@@ -28,14 +29,15 @@ def pool(project_template, tmp_path_factory) -> Iterator[Live]:
 
 @pytest.fixture
 def small(project):
-    """A workspace with four stages: ingest and report here, sft and its evaluation on the pool."""
+    """A workspace with four stages: ingest and report here, sft and its evaluation on a pool that it knows."""
     project.edit("params.yaml", "policies: [sft, ppo, dpo]", "policies: [sft]")
-    entries = "{sft: {gpu: 1, pool: prefloop}, evaluate: {pool: prefloop}}"
+    entries = "{sft: {gpu: 1, pool: prefloop}, ppo: {pool: prefloop}, evaluate: {pool: prefloop}}"
     project.edit(
         "params.yaml",
-        "lost_seconds: 4",
-        f"lost_seconds: 4\n  place: pools\n  stages: {entries}\n  pools: {{}}",
+        "lost_seconds: 15",
+        f"lost_seconds: 15\n  place: pools\n  stages: {entries}\n  pools: {{}}",
     )
+    remember(project.root, POOL, {"device": "cuda", "threads": 2})
     return project
 
 
@@ -47,11 +49,11 @@ def finished_weights(finished_template):
     return (finished_template / "models/sft/weights").read_bytes()
 
 
-def started(project, pool: Live, worker: str = "first", step: int = 5):
-    """A run whose stage sft trains on a worker."""
+def started(project, pool: Live, target: str = "sft", step: int = 5):
+    """A run whose stage sft trains on worker `first`."""
     pool.forget()
-    run = project.start("run", "report", **pool.shared)
-    project.wait_until(lambda: pool.steps(worker, "sft") >= step or run.poll() is not None)
+    run = project.start("run", target, **pool.shared)
+    project.wait_until(lambda: pool.steps("first", "sft") >= step or run.poll() is not None)
     assert run.poll() is None, run.communicate()[0]
     return run
 
@@ -64,8 +66,9 @@ def ended(run) -> str:
 
 def test_stages_run_where_they_say_and_their_outputs_come_home(small, pool, finished_template):
     small.edit("params.yaml", "pools: {}", "pools: {prefloop: {gpus: 8}}")
+    (small.root / ".prefloop/pools/prefloop.json").unlink()
     before = len(pool.attempts())
-    run = started(small, pool, step=1)
+    run = started(small, pool, "report", step=1)
     with pool.client() as client:
         limit = client.read_global_concurrency_limit_by_name("prefloop-gpu-prefloop")
         assert (limit.limit, limit.active_slots) == (8, 1), "it holds what it asked for while it runs"
@@ -102,7 +105,7 @@ def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small
     told = run.communicate()[0]
     assert "sft  attempt 1 of 4 was lost to the infrastructure: stage sft on pool prefloop: stage sft" in told
     assert "sft  attempt 2 of 4 was lost to the infrastructure: stage sft on pool prefloop: " in told
-    output = small.prefloop("run", "report", **pool.shared)
+    output = small.prefloop("run", "sft", **pool.shared)
     assert "sft  joins the attempt that is on pool prefloop already (number 3)" in output
     assert weights(small) == finished_weights(finished_template)
     began = pool.ran("first")
@@ -111,11 +114,9 @@ def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small
     assert began["sft"][1] >= 5, "it began anew"
     assert began["sft"][2] >= 15
     assert pool.attempts()[before:] == [
-        ("", "COMPLETED", False),
         ("sft", "CRASHED", False),
         ("sft", "CRASHED", False),
         ("sft", "COMPLETED", False),
-        ("evaluate@sft", "COMPLETED", False),
     ]
 
 
@@ -135,9 +136,9 @@ def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool,
     small.wait_until(lambda: not stopped.is_running() or stopped.status() == "zombie", 60)
     assert pool.trainer("first", "sft") is None, "the lost attempt goes on beside the one that counts"
     assert weights(small) == finished_weights(finished_template)
-    attempts = [attempt for attempt in pool.attempts()[before:] if attempt[0]]
-    assert [name for name, _, _ in attempts] == ["sft", "sft", "evaluate@sft"]
-    assert [fenced for _, _, fenced in attempts] == [True, False, False]
+    first, second = pool.attempts()[before:]
+    assert first[2], "the first attempt still counts"
+    assert second == ("sft", "COMPLETED", False)
     pool.workers["second"].stop()
     pool.workers["first"].start()
 
@@ -158,11 +159,11 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(small, pool, finished_t
 def test_what_a_stage_did_itself_is_not_tried_again(small, pool):
     small.edit("tasks/sft.py", "LEARNING = 1", "import sys\nsys.exit('NaN at step 3')\nLEARNING = 1")
     before = len(pool.attempts())
-    output = small.prefloop("run", "report", code=1, **pool.shared)
+    output = small.prefloop("run", "sft", code=1, **pool.shared)
     assert "stage sft failed with exit code 1" in output
     assert "NaN at step 3" in output
     assert "was lost" not in output
-    assert [name for name, _, _ in pool.attempts()[before:]] == ["", "sft"]
+    assert [name for name, _, _ in pool.attempts()[before:]] == ["sft"]
 
 
 def test_without_a_server_that_workers_reach_the_pool_is_refused(project):
