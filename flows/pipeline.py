@@ -18,6 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.planning.model import Action, Plan, StagePlan
+from flows.room import Room
 from flows.slots import Slots
 from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped
@@ -52,6 +53,7 @@ def run_pipeline(
     name: str,
     jobs: int,
     alone: Collection[str] = (),
+    room: Room | None = None,
     after: Mapping[str, Callable[[], str]],
 ) -> Report:
     """Runs a plan as a Prefect flow.
@@ -63,10 +65,11 @@ def run_pipeline(
         name: name of the flow run.
         jobs: stages at once (count).
         alone: stages that run while no other does.
+        room: what stages side by side share of this machine; None asks nothing of it.
         after: steps after the last stage, by name; each says what it did.
     """
     report = Report()
-    slots = Slots(plan.stages, jobs, alone)
+    slots = Slots(plan.stages, jobs, alone, room)
 
     def attempt(what: str, work: Callable[[], State]) -> State:
         try:
@@ -93,7 +96,11 @@ def run_pipeline(
             result = run_one(stage)
             report.results[stage.name] = result
             slots.done(stage.name)
-        return Completed(name=result.outcome.value, message="; ".join(map(str, stage.reasons[:5])))
+        for fault in result.faults:
+            get_run_logger().warning("an attempt was lost to the infrastructure: %s", fault)
+        why = list(map(str, stage.reasons[:5]))
+        why += [f"attempt {len(result.faults) + 1}"] if result.faults else []
+        return Completed(name=result.outcome.value, message="; ".join(why))
 
     @task(cache_policy=NO_CACHE, persist_result=False)
     def step(what: str, work: Callable[[], State]) -> Any:

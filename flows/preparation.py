@@ -7,16 +7,18 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flows.placement import Placement, decide, use_environment
 from flows.planning.planner import is_preparation, pipeline_stages
 from flows.settings import STATE, child_environment
 from flows.stage_run import StageFailed
 from flows.supervision import Supervisor
 from prefloop.data.importing import matching_files
 from prefloop.files import write_json
+from tasks.support.code import CODE, write_code
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -37,12 +39,56 @@ def run_preparation(supervisor: Supervisor, repo: Repo, show: Show) -> None:
             run_command(supervisor, stage.name, str(stage.cmd), show)
 
 
-def refresh(root: Path, repo: Repo) -> None:
-    """The same for a command that only looks: outside any run, without taking the workspace.
+def prepare(
+    supervisor: Supervisor,
+    repo: Repo,
+    placement: Placement,
+    ask: Callable[[str], Mapping[str, Any]],
+    show: Show,
+) -> None:
+    """Sees to the environment that stages will find, be it this machine's or that of pools' workers.
+
+    Args:
+        ask: gives the environment of a pool's workers.
+
+    Raises:
+        StageFailed: this machine's could not be resolved.
+        ConfigError: stages would compute in environments that differ.
+    """
+    if placement.environment_pools and not placement.computes_here:
+        _write_code(supervisor.root)  # this machine need not be able to compute with models
+    else:
+        run_preparation(supervisor, repo, show)
+    use_environment(supervisor.root, placement, ask)
+
+
+def refresh(root: Path, repo: Repo, placement: Placement | None = None) -> bool:
+    """The same for a command that only looks: outside any run, without taking the workspace or asking a pool.
+
+    Args:
+        placement: where stages go; None reads params.yaml.
+
+    Returns:
+        False where the environment of a pool is not known yet.
 
     Raises:
         StageFailed: one of them failed.
+        ConfigError: stages would compute in environments that differ.
     """
+    placement = placement or decide(root, repo)
+    if placement.environment_pools and not placement.computes_here and use_environment(root, placement, None):
+        _write_code(root)
+        return True
+    _refresh(root, repo)
+    return use_environment(root, placement, None)
+
+
+def _write_code(root: Path) -> None:
+    (root / CODE).parent.mkdir(parents=True, exist_ok=True)
+    write_code(root)
+
+
+def _refresh(root: Path, repo: Repo) -> None:
     for stage in pipeline_stages(repo):
         if is_preparation(stage):
             done = subprocess.run(

@@ -5,29 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from flows import settings
 from flows.cores import taking_every_core
+from flows.gpus import own_gpus
 from flows.head_start import RunOne, head_start
 from flows.late_delivery import deliver_late
 from flows.leftovers import unfinished
+from flows.placement import decide, placed
 from flows.planning.model import Action, Plan, StagePlan
 from flows.planning.planner import make_plan, open_repo, pipeline_stages
 from flows.planning.show import plan_lines
-from flows.preparation import import_text_sources, run_preparation
+from flows.preparation import import_text_sources, prepare
 from flows.promotion import promote, promotion_due
 from flows.rescue import refuse, rescue
+from flows.retries import Patience, persist
+from flows.room import Room, refuse_what_has_no_room, room_here
 from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
 from flows.warm import warm_starts
-from flows.workers.pool import Pool
+from flows.workers.pools import Pools
 from prefloop.config.params import load_params
+from prefloop.config.resources import ResourcesConfig
 from prefloop.errors import PrefloopError
 from tasks.support.pipeline import tracked_pipeline
 
@@ -35,8 +41,6 @@ POLL_SECONDS = 0.5
 RAN = Outcome.RAN.name.lower()
 
 T = TypeVar("T")
-Remote = dict[str, Callable[[StagePlan, Callable[[str, str], None]], StageResult]]
-"""Stages that do not run on this machine, with what runs them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Request:
     Attributes:
         targets: stages; empty takes all.
         force: run the targets although nothing changed; hand-edited outputs are moved away first.
-        jobs: stages at once (count).
-        pool: Prefect work pool whose workers run the stages with models; empty runs everything here.
+        jobs: stages at once on this machine (count).
+        pool: Prefect work pool for all stages with models; empty does as `resources.place` says.
     """
 
     targets: tuple[str, ...] = ()
@@ -111,15 +115,15 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
 def _execute(
     root: Path, request: Request, terminal: Terminal, supervisor: Supervisor, started: float
 ) -> Ended:
-    import_text_sources(supervisor, load_params(root / "params.yaml").ingest.text, terminal.line)
+    params = load_params(root / "params.yaml")
+    import_text_sources(supervisor, params.ingest.text, terminal.line)
     repo = open_repo(root)
-    pool = Pool(supervisor, request.pool) if request.pool else None
-    remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}
-    if pool:
-        pool.prepare()
-    else:
-        run_preparation(supervisor, repo, terminal.line)
+    placement = decide(root, repo, request.pool)
+    pools = Pools(supervisor, placement.resources)
+    prepare(supervisor, repo, placement, pools.environment, terminal.line)
     plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
+    plan, room = placed(plan, placement, root), room_here()
+    refuse_what_has_no_room(plan.stages, room)
     _deal_with_edited(root, plan, request.force, terminal)
     steps: dict[str, Callable[[], str]] = {}
     if promotion_due(root, plan):
@@ -129,7 +133,8 @@ def _execute(
         return Ended(plan, _skipped(plan), seconds=time.monotonic() - started)
     for line in plan_lines(plan, skipped=False):
         terminal.say(line)
-    work = {stage.name for stage in plan.stages if stage.action is not Action.SKIP} - remote.keys()
+    pools.open(plan.stages)
+    work = {stage.name for stage in plan.stages if stage.action is not Action.SKIP and not stage.place.pool}
     commands = [str(stage.cmd) for stage in pipeline_stages(repo) if stage.name in work]
     with (
         prefect_api(supervisor) as ready,
@@ -137,27 +142,46 @@ def _execute(
         tracked_pipeline(supervisor.pipeline) as tracked,
     ):
         supervisor.variables |= tracked.variables
-        run_one = _runner(supervisor, terminal, remote)
-        with head_start(plan, run_one, supervisor.end_all, elsewhere=remote) as run_one:
+        elsewhere = {stage.name for stage in plan.stages if stage.place.pool}
+        run_one = _runner(supervisor, terminal, pools, room, placement.resources)
+        with head_start(plan, run_one, supervisor.end_all, elsewhere=elsewhere) as run_one:
             import flows.pipeline  # noqa: F401  (Prefect's import takes as long as its server's start)
 
             ready()
-            alone = taking_every_core(root, {stage.name for stage in plan.stages} - remote.keys())
-            ended = _run(supervisor, request, plan, steps, terminal, started, run_one, alone)
+            alone = taking_every_core(root, {stage.name for stage in plan.stages} - elsewhere)
+            ended = _run(supervisor, request, plan, steps, terminal, started, run_one, alone, room)
         tracked.link_skipped(stage for stage, outcome in ended.outcomes.items() if outcome != RAN)
         tracked.status = "FINISHED" if not ended.exit_code else "KILLED" if ended.stopped else "FAILED"
         return ended
 
 
-def _runner(supervisor: Supervisor, terminal: Terminal, remote: Remote) -> RunOne:
-    """What runs one stage, here or elsewhere, and says so."""
+def _runner(
+    supervisor: Supervisor, terminal: Terminal, pools: Pools, room: Room, resources: ResourcesConfig
+) -> RunOne:
+    """What runs one stage, here or elsewhere, again where the infrastructure failed, and says so."""
+
+    def stopped() -> bool:
+        return supervisor.signal_number is not None
+
+    def once(stage: StagePlan) -> StageResult:
+        if stage.place.pool:
+            return pools.run(stage, terminal.line)
+        forced = any(reason.kind == "forced" for reason in stage.reasons)
+        with own_gpus(
+            stage.place.gpus, room.gpus, stopped=stopped, say=partial(terminal.line, stage.name)
+        ) as variables:
+            return run_stage(supervisor, stage.name, terminal.line, force=forced, extra=variables)
 
     def run_one(stage: StagePlan) -> StageResult:
-        if stage.name in remote:
-            result = remote[stage.name](stage, terminal.line)
-        else:
-            forced = any(reason.kind == "forced" for reason in stage.reasons)
-            result = run_stage(supervisor, stage.name, terminal.line, force=forced)
+        result, faults = persist(
+            stage.name,
+            partial(once, stage),
+            Patience(resources.retries, resources.retry_seconds),
+            elsewhere=bool(stage.place.pool),
+            stopped=stopped,
+            say=terminal.say,
+        )
+        result = replace(result, faults=faults)
         terminal.done(stage.name)
         if result.outcome is not Outcome.SKIPPED:
             terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")
@@ -175,12 +199,13 @@ def _run(
     started: float,
     run_one: RunOne,
     alone: Collection[str],
+    room: Room,
 ) -> Ended:
     from flows.pipeline import run_pipeline
 
     report = _in_thread(
         lambda: run_pipeline(
-            plan, run_one, name=supervisor.pipeline, jobs=request.jobs, alone=alone, after=steps
+            plan, run_one, name=supervisor.pipeline, jobs=request.jobs, alone=alone, room=room, after=steps
         )
     )
     if report.trouble:

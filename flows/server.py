@@ -36,7 +36,7 @@ def prefect_api(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
     """
     named = os.environ.get("PREFECT_API_URL")
     if named:
-        _wait_until_healthy(named, None)  # it is there or not: nothing is begun before that is known
+        refuse_silent_server()  # it is there or not: nothing is begun before that is known
         yield lambda: None
         return
     log = supervisor.root / STATE / "logs" / "prefect-server.log"
@@ -61,6 +61,16 @@ def prefect_api(supervisor: Supervisor) -> Iterator[Callable[[], None]]:
         os.environ.pop("PREFECT_API_URL", None)
         child.terminate()
         supervisor.finish(child)
+
+
+def refuse_silent_server() -> None:
+    """Makes sure that the server which PREFECT_API_URL names answers before anything is asked of it.
+
+    Raises:
+        WorkspaceError: it does not.
+    """
+    if named := os.environ.get("PREFECT_API_URL"):
+        _wait_until_healthy(named, None)
 
 
 def _start(supervisor: Supervisor, log: Path) -> tuple[subprocess.Popen[str], str]:

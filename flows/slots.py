@@ -4,6 +4,10 @@ When the reward model is done, PPO and three evaluations could start. Were PPO t
 the whole run would wait with it. Two kinds of stages are apart from that. What validates data goes before
 all: it is short, and may spare hours of a training that its findings would stop. And a stage whose threads
 take every core runs alone: threads that wait for one another lose more to a neighbour than it gains.
+
+A stage that asks for GPUs or memory starts when so much is free. While one that matters more waits for them,
+none behind it takes any; one that asks for nothing may pass. Stages on pools take no place here: how many run
+there is for their workers to say.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from flows.planning.model import Action, StagePlan
+from flows.room import Room
 
 COURTESY_SECONDS = 3.0
 """How long a place is kept for a stage that could start and whose thread has not come for it yet."""
@@ -74,13 +79,17 @@ class Slots:
         stages: every stage, parents first.
         jobs: stages at once (count).
         alone: stages that run while no other does.
+        room: what they share; None asks nothing of it.
     """
 
-    def __init__(self, stages: Sequence[StagePlan], jobs: int, alone: Collection[str] = ()) -> None:
+    def __init__(
+        self, stages: Sequence[StagePlan], jobs: int, alone: Collection[str] = (), room: Room | None = None
+    ) -> None:
         names = {stage.name for stage in stages}
         self._parents = {stage.name: names.intersection(stage.parents) for stage in stages}
         self._rank = {stage.name: rank for rank, stage in enumerate(_order(stages))}
-        self._jobs, self._alone = jobs, frozenset(alone)
+        self._jobs, self._alone, self._room = jobs, frozenset(alone), room
+        self._places = {stage.name: stage.place for stage in stages}
         self._running: set[str] = set()
         self._came: set[str] = set()
         self._left: set[str] = set()  # no longer in line: running, or ended
@@ -92,6 +101,11 @@ class Slots:
     @contextmanager
     def place(self, stage: str) -> Iterator[None]:
         """Holds a place while the block runs; waits for one until it is this stage's turn."""
+        if self._places[stage].pool:
+            with self._changed:
+                self._left.add(stage)
+            yield
+            return
         with self._changed:
             self._came.add(stage)
             while not self._may_start(stage):
@@ -124,6 +138,7 @@ class Slots:
             other
             for other, since in self._ready_since.items()
             if other not in self._left
+            and not self._places[other].pool
             and self._rank[other] < self._rank[stage]
             and (other in self._came or now - since < COURTESY_SECONDS)
         ]
@@ -131,4 +146,23 @@ class Slots:
             return not self._running and not before
         if not self._alone.isdisjoint([*self._running, *before]):
             return False
-        return len(self._running) + len(before) < self._jobs
+        return self._fits(stage, sorted(before, key=self._rank.__getitem__))
+
+    def _fits(self, stage: str, before: Sequence[str]) -> bool:
+        """True when there is a place and room for a stage after those before it in line have had theirs."""
+        places = self._jobs - len(self._running)
+        if self._room is None:
+            return len(before) < places
+        gpus = len(self._room.gpus) - sum(self._places[other].gpus for other in self._running)
+        memory = self._room.memory - sum(self._places[other].memory for other in self._running)
+        for other in [*before, stage]:
+            asks = self._places[other]
+            fits = asks.gpus <= gpus and (asks.memory <= memory or not self._room.memory)
+            if other == stage:
+                return fits and places > 0
+            if fits:
+                places -= 1
+            # What is there is kept for who waits for more of it.
+            gpus = gpus - asks.gpus if asks.gpus <= gpus else 0
+            memory = memory - asks.memory if asks.memory <= memory else 0
+        return False

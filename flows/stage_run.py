@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -43,11 +43,13 @@ class StageResult:
 
     Attributes:
         seconds: wall time, DVC's own included.
+        faults: of the infrastructure, a line for each attempt that was lost to one.
     """
 
     name: str
     outcome: Outcome
     seconds: float
+    faults: tuple[str, ...] = ()
 
 
 class StageFailed(PrefloopError):
@@ -75,6 +77,7 @@ def run_stage(
     *,
     force: bool = False,
     pull: bool = False,
+    extra: Mapping[str, str] | None = None,
 ) -> StageResult:
     """`dvc repro --single-item STAGE`; DVC decides by itself once more whether the stage has to run.
 
@@ -82,6 +85,7 @@ def run_stage(
         show: receives (stage, line) for every line that the stage prints.
         force: run it although nothing changed.
         pull: look into the DVC remote's run-cache, and fetch inputs that are missing.
+        extra: further environment variables of the stage.
 
     Raises:
         StageFailed: the command failed, or DVC could not run it.
@@ -113,7 +117,7 @@ def run_stage(
                 recent.append(line)
                 show(stage, line)
 
-        status = supervisor.run(command, f"stage {stage}", on_line)
+        status = supervisor.run(command, f"stage {stage}", on_line, extra=extra)
     if status:
         raise StageFailed(
             stage, _as_shell(exit_code or status), log.relative_to(supervisor.root), list(recent)

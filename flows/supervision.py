@@ -36,6 +36,7 @@ class Supervisor:
         variables: what every child finds in its environment besides.
         signal_number: the signal that asked the run to end, None while nothing did.
         warm: starts stages that find their imports done; None while all start cold.
+        say: tells people a line.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Supervisor:
         self._children: dict[int, str] = {}
         self._services: set[int] = set()
         self._lock = threading.Lock()
-        self._say = say
+        self.say = say
 
     def start(
         self,
@@ -153,7 +154,7 @@ class Supervisor:
         """Asks every child to end: softly at first (a trainer saves a checkpoint), then for good."""
         again = self.signal_number is not None
         self.signal_number = self.signal_number or number
-        self._say("ending at once" if again else "stopping after this step; once more ends at once")
+        self.say("ending at once" if again else "stopping after this step; once more ends at once")
         for pid in set(self._children) - (set() if again else self._services):
             try:
                 # DVC waits for its command on SIGINT, and dies on SIGTERM leaving its own locks behind.

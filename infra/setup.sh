@@ -4,6 +4,7 @@
 #
 #   PREFECT_API_URL=http://127.0.0.1:4200/api bash infra/setup.sh
 #
+# PREFLOOP_POOL_GPUS="gpu=4 big=8": how many GPUs the workers of these pools have (docs/resources.md).
 # PREFLOOP_WEBHOOK_URL or PREFLOOP_WEBHOOK_URL_FILE: where failed runs are told (docs/operations.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,4 +20,6 @@ pool workspace
 "$python" -m prefect --no-prompt work-pool set-concurrency-limit workspace 1
 pool prefloop
 "$python" -m prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
+read -ra gpus <<<"${PREFLOOP_POOL_GPUS:-}"
+[ "${#gpus[@]}" -eq 0 ] || "$python" -m flows.workers.limits "${gpus[@]}"
 "$python" -m flows.automations

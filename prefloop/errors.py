@@ -52,6 +52,12 @@ class WorkspaceError(PrefloopError):
     exit_code = 6
 
 
+class InfrastructureError(PrefloopError):
+    """A machine, worker, server or storage failed, and not what it worked on: the same may succeed later."""
+
+    exit_code = 7
+
+
 class StopRequested(Exception):
     """Training stopped between two steps because the process was asked to end; a checkpoint was saved."""
 

@@ -8,6 +8,8 @@ Exit codes, of every command:
     4    a model folder, tokenizer or checkpoint that cannot be used
     5    training cannot go on: a NaN, nothing to train on
     6    the workspace cannot be used now: another run is live, outputs changed by hand, disk full
+    7    a worker, a server or storage was away for longer than retries last; run again to go on
+    137  a stage was killed from outside, each time that it was tried
     130  stopped by Ctrl-C; 143  stopped by SIGTERM. Run again to go on.
 """
 

@@ -22,6 +22,7 @@ def command(
     """Say what `prefloop run` would do: for each stage, which file or parameter changed, and how."""
     root = Path(".")
     settings.apply(root)
+    from flows.placement import decide, placed
     from flows.planning import show
     from flows.planning.planner import make_plan, open_repo
     from flows.preparation import refresh
@@ -30,9 +31,10 @@ def command(
 
     load_params(root / "params.yaml")
     repo = open_repo(root)
+    placement, known = decide(root, repo), True
     if live_run(root) is None:  # a run has its own, which has to stand until it ends
-        refresh(root, repo)
-    plan = make_plan(repo, stages or (), interrupted=unfinished(root))
+        known = refresh(root, repo, placement)
+    plan = placed(make_plan(repo, stages or (), interrupted=unfinished(root)), placement, root, known=known)
     if as_json:
         print(json.dumps(show.as_json(plan), indent=2))
         return

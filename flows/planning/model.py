@@ -60,6 +60,24 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a stage runs, and what it has there for itself.
+
+    Attributes:
+        pool: Prefect work pool; empty is this machine.
+        gpus: GPUs (count); 0 where it asks for none, or where this machine computes without.
+        memory: main memory (bytes); 0 where it asks for nothing.
+    """
+
+    pool: str = ""
+    gpus: int = 0
+    memory: int = 0
+
+
+HERE = Place()
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """What will happen to one stage.
 
@@ -69,6 +87,7 @@ class StagePlan:
         seconds: what its past runs took (median), None when it never ran here.
         cost: what they cost besides (medians), as far as it is known; see tasks/support/costs.py.
         edited: declared outputs that somebody changed by hand and that exist nowhere else.
+        place: where it would run.
     """
 
     name: str
@@ -78,6 +97,7 @@ class StagePlan:
     seconds: float | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
     edited: tuple[str, ...] = ()
+    place: Place = HERE
 
 
 @dataclass(frozen=True)

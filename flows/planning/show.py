@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flows.planning.model import Action, Plan, StagePlan
+from flows.planning.model import Action, Place, Plan, StagePlan
 from tasks.support.costs import total
 
 WORDS = {
@@ -27,6 +27,8 @@ def plan_lines(plan: Plan, *, skipped: bool = True) -> list[str]:
         reasons = _reasons(stage)
         took = _took(stage) if _may_run(stage) else []
         past = f" (took {', '.join(took)})" if took else ""
+        where = place_words(stage.place) if stage.action is not Action.SKIP else ""
+        past += f" [{where}]" if where else ""
         head = f"{stage.name:<{width}}  {WORDS[stage.action]:<21}"
         lines.append((head + (reasons[0] if reasons else "") + past).rstrip())
         lines += [" " * len(head) + reason for reason in reasons[1:]]
@@ -63,9 +65,21 @@ def as_json(plan: Plan) -> list[dict[str, Any]]:
             "past_seconds": stage.seconds,
             "past_cost": dict(stage.cost),
             "edited_outputs": list(stage.edited),
+            "place": {
+                "pool": stage.place.pool or None, "gpus": stage.place.gpus,
+                "memory_bytes": stage.place.memory,
+            },
         }
         for stage in plan.stages
     ]  # fmt: skip
+
+
+def place_words(place: Place) -> str:
+    """Where a stage runs and what it asks for there; empty for one that asks this machine for nothing."""
+    words = [f"on pool {place.pool}"] if place.pool else []
+    words += [f"{place.gpus} GPU{'s' * (place.gpus > 1)}"] if place.gpus else []
+    words += [f"{place.memory / 2**30:.3g} GiB"] if place.memory else []
+    return ", ".join(words)
 
 
 def duration(seconds: float) -> str:

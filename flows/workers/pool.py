@@ -1,31 +1,37 @@
-"""The coordinator's side of `--on POOL`: asks a worker for a stage and brings home what it made."""
+"""The coordinator's side of a stage on a pool: asks a worker for it and brings home what it made."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, cast
 
-from flows.planning.model import StagePlan
+from flows.planning.model import Action, Place, StagePlan
 from flows.planning.planner import open_repo, pipeline_stages
-from flows.settings import STATE
-from flows.stage_run import Outcome, StageFailed, StageResult
-from flows.supervision import Stopped, Supervisor
+from flows.stage_run import Outcome, StageResult
+from flows.supervision import Supervisor
+from flows.workers.attempts import attempt, fence, stage_key
 from flows.workers.exchange import REMOTE, dvc, merge_lock, open_exchange, publish_code
+from flows.workers.limits import limit_of, set_limit
+from flows.workers.patience import PatientClient
 from flows.workers.trust import check_files
-from prefloop.errors import ConfigError
+from flows.workers.waiting import wait_for
+from prefloop.config.resources import ResourcesConfig
+from prefloop.errors import ConfigError, WorkspaceError
 from prefloop.files import atomic_file, read_json
 
 if TYPE_CHECKING:
-    from dvc.repo import Repo
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, WorkPool
 
-POLL_SECONDS = 1.0
 ENTRYPOINT = "flows.workers.stage.remote_stage"
+OF_ONE_ASKING = {"stage", "commit", "lock", "pipeline", "gpus", "lost_seconds", "force"}
+"""Parameters of a flow run that do not say where its result will lie; the key has what matters of these."""
 Show = Callable[[str, str], None]
 
 
@@ -36,37 +42,49 @@ class Pool:
         ConfigError: no Prefect server is named; workers do not reach the one that a run starts for itself.
     """
 
-    def __init__(self, supervisor: Supervisor, name: str) -> None:
+    def __init__(self, supervisor: Supervisor, name: str, resources: ResourcesConfig) -> None:
         if not os.environ.get("PREFECT_API_URL"):
             raise ConfigError(
-                f"--on {name} needs a Prefect server that workers reach",
+                f"pool {name} needs a Prefect server that workers reach",
                 "`prefect server start`, set PREFECT_API_URL here and for `prefect worker start --pool "
                 f"{name}`, and try again",
             )
         self._supervisor = supervisor
         self._name = name
         self._root = supervisor.root
+        self._lost_seconds = resources.lost_seconds
+        self._ask = PatientClient(resources.server_seconds, self._stopped, supervisor.say)
         self._exchange = open_exchange(self._root)
         self._commit = publish_code(self._root, self._exchange)
-        self._deployment = ensure_deployment(name)
+        gpus = resources.pools[name].gpus if name in resources.pools else 0
+        self._deployment = self._ask(lambda client: ensure_deployment(client, name, gpus))
 
     def prepare(self) -> None:
         """Resolves the environment where the stages will run; a plan for the pool is made with it."""
-        self._keep_files(self._run("", lambda _what, line: None))
+        result, _ = self._run(StagePlan("", Action.RUN, ()), lambda _what, line: None)
+        self._keep_files(result)
 
-    def takes(self, repo: Repo) -> set[str]:
-        """Stages that compute with models: those that read or write under models/."""
-        return {
-            stage.name
-            for stage in pipeline_stages(repo)
-            if any(str(item.def_path).startswith("models/") for item in (*stage.deps, *stage.outs))
-        }
+    def refuse_more_gpus(self, stages: Iterable[StagePlan]) -> None:
+        """Refuses stages that ask for more GPUs than the pool has, as far as anybody said how many these are.
+
+        Raises:
+            ConfigError: names the first such stage.
+        """
+        has = self._ask(lambda client: limit_of(client, self._name))
+        for stage in stages:
+            if has is not None and stage.place.gpus > has:
+                raise ConfigError(
+                    f"stage {stage.name} asks for {stage.place.gpus} GPUs, and pool {self._name} has {has}",
+                    "ask for fewer in resources.stages, or say how many it has in "
+                    f"resources.pools.{self._name}.gpus",
+                )
 
     def run(self, stage: StagePlan, show: Show) -> StageResult:
         """Runs a stage on a worker; its outputs and its dvc.lock entry are here afterwards.
 
         Raises:
-            StageFailed: the worker's run failed.
+            StageFailed: the stage failed there.
+            InfrastructureError: what ran it failed, and the stage may be asked for again.
             Stopped: the run was asked to end; the worker's run is cancelled.
         """
         from flows.workers.stage import produced_inputs
@@ -75,56 +93,94 @@ class Pool:
         inputs = produced_inputs(self._root, stage.name)
         if inputs:
             dvc(self._root, "push", "--remote", REMOTE, *inputs)
-        result = self._run(stage.name, show)
-        merge_lock(self._root, stage.name, result["entry"])
-        self._keep_files(result)
-        dvc(self._root, "pull", "--force", "--remote", REMOTE, "--run-cache", stage.name)
+        result, give_up = self._run(stage, show)
+        try:
+            merge_lock(self._root, stage.name, result["entry"])
+            self._keep_files(result)
+            dvc(self._root, "pull", "--force", "--remote", REMOTE, "--run-cache", stage.name)
+        except WorkspaceError:
+            give_up()
+            raise
         return StageResult(stage.name, Outcome[result["outcome"]], time.monotonic() - started)
 
-    def _run(self, stage: str, show: Show) -> dict[str, Any]:
+    def _run(self, stage: StagePlan, show: Show) -> tuple[dict[str, Any], Callable[[], None]]:
+        """What a worker made of a stage, or of its own environment where the stage has no name.
+
+        Returns:
+            The result, and what to call where it cannot be brought home: one that was made long ago may be
+            gone from storage, and is then asked for anew.
+        """
+        path = self._root / "dvc.lock"
+        parameters = {
+            "stage": stage.name,
+            "commit": self._commit,
+            "code": str(self._exchange.code),
+            "data": str(self._exchange.data),
+            "results": str(self._exchange.results),
+            "lock": path.read_text(encoding="utf-8") if path.exists() else "",
+            "pipeline": self._supervisor.pipeline,
+            "gpus": stage.place.gpus,
+            "lost_seconds": self._lost_seconds,
+            "force": any(reason.kind == "forced" for reason in stage.reasons),
+        }
+        what = stage.name or "environment"
+        key = self._key(stage.name, parameters)
+        number, run, joined = self._ask(
+            lambda client: attempt(
+                client,
+                key,
+                lambda full_key: self._begin(client, full_key, parameters, stage),
+                self._has_result,
+            )
+        )
+        made_before = joined and run.state is not None and run.state.is_completed()
+        if joined and not made_before:
+            show(what, f"joins the attempt that is on pool {self._name} already (number {number})")
+        elif not joined:
+            show(what, f"waits for a worker of pool {self._name}" + f", attempt {number}" * (number > 1))
+        wait_for(
+            self._ask, run, what, self._name,
+            lost_seconds=self._lost_seconds, stopped=self._stopped, show=show,
+        )  # fmt: skip
+
+        def give_up() -> None:
+            if made_before:
+                self._ask(lambda client: fence(client, run, "what it made could not be brought home"))
+
+        return self._result(run), give_up
+
+    def _key(self, stage: str, parameters: Mapping[str, Any]) -> str:
+        """What tells this asking from others, but not who asks: see `flows.workers.attempts`."""
+        where = {name: str(value) for name, value in parameters.items() if name not in OF_ONE_ASKING}
+        where["pool"] = self._name
+        if parameters["force"] or not stage:
+            where["pipeline"] = self._supervisor.pipeline  # it is meant to be done anew
+        if not stage:
+            return hashlib.sha256(json.dumps([self._commit, where], sort_keys=True).encode()).hexdigest()
+        return stage_key(self._root, stage, where)
+
+    def _begin(
+        self, client: SyncPrefectClient, key: str, parameters: dict[str, Any], stage: StagePlan
+    ) -> FlowRun:
         from prefect.deployments import run_deployment
 
-        path = self._root / "dvc.lock"
-        lock = path.read_text(encoding="utf-8") if path.exists() else ""
-        key = hashlib.sha256(f"{stage}\0{self._commit}\0{lock}".encode()).hexdigest()
-        flow_run: Any = run_deployment(
+        run: Any = run_deployment(
             self._deployment,
-            parameters={
-                "stage": stage,
-                "commit": self._commit,
-                "code": str(self._exchange.code),
-                "data": str(self._exchange.data),
-                "results": str(self._exchange.results),
-                "lock": lock,
-                "pipeline": self._supervisor.pipeline,
-            },
+            parameters=parameters,
             timeout=0,
-            idempotency_key=f"{key}:{self._supervisor.pipeline}",
+            idempotency_key=key,
+            job_variables=job_variables(client.read_work_pool(self._name), stage.place),
         )
-        show(stage, f"waits for a worker of pool {self._name}")
-        self._wait(flow_run.id, stage or "environment", show)
-        return dict(read_json(self._exchange.results / f"{flow_run.id}.json"))
+        return cast("FlowRun", run)
 
-    def _wait(self, flow_run: UUID, stage: str, show: Show) -> None:
-        from prefect.client.orchestration import get_client
-        from prefect.states import Cancelling
+    def _has_result(self, run: FlowRun) -> bool:
+        return (self._exchange.results / f"{run.id}.json").exists()
 
-        seen = ""
-        with get_client(sync_client=True) as client:
-            while True:
-                state = client.read_flow_run(flow_run).state
-                if state is not None and state.name != seen:
-                    seen = str(state.name)
-                    show(stage, f"on pool {self._name}: {seen}")
-                if state is not None and state.is_final():
-                    break
-                if self._supervisor.signal_number is not None:
-                    client.set_flow_run_state(flow_run, Cancelling(), force=True)
-                    raise Stopped(stage)
-                time.sleep(POLL_SECONDS)
-        if not state.is_completed():
-            lines = (state.message or "").splitlines()[-8:]
-            raise StageFailed(stage, 1, STATE / "logs", lines or [f"its flow run ended as {seen}"])
+    def _result(self, run: FlowRun) -> dict[str, Any]:
+        return dict(read_json(self._exchange.results / f"{run.id}.json"))
+
+    def _stopped(self) -> bool:
+        return self._supervisor.signal_number is not None
 
     def _keep_files(self, result: dict[str, Any]) -> None:
         repo = open_repo(self._root)
@@ -140,24 +196,37 @@ class Pool:
                 handle.write(text)
 
 
-def ensure_deployment(pool: str) -> str:
-    """Makes the work pool and the deployment for it where they are missing; returns the deployment's name."""
-    from prefect.client.orchestration import get_client
+def ensure_deployment(client: SyncPrefectClient, pool: str, gpus: int = 0) -> str:
+    """Makes the work pool and the deployment for it where they are missing; returns the deployment's name.
+
+    Args:
+        gpus: what the pool's workers have (count); 0 leaves as it is what the server knows of that.
+    """
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.utilities.callables import parameter_schema
 
     from flows.workers.stage import remote_stage
 
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        client.create_deployment(
-            flow_id=client.create_flow(remote_stage),
-            name=pool,
-            entrypoint=ENTRYPOINT,
-            work_pool_name=pool,
-            pull_steps=[],
-            parameter_openapi_schema=parameter_schema(remote_stage).model_dump_for_openapi(),
-        )
+    with suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    client.create_deployment(
+        flow_id=client.create_flow(remote_stage),
+        name=pool,
+        entrypoint=ENTRYPOINT,
+        work_pool_name=pool,
+        pull_steps=[],
+        parameter_openapi_schema=parameter_schema(remote_stage).model_dump_for_openapi(),
+    )
+    if gpus:
+        set_limit(client, pool, gpus)
     return f"{remote_stage.name}/{pool}"
+
+
+def job_variables(pool: WorkPool, place: Place) -> dict[str, Any]:
+    """What a stage asks for, as far as the pool's jobs can be given it, as those of Kubernetes can."""
+    known = pool.base_job_template.get("variables", {}).get("properties", {})
+    asked: dict[str, Any] = {"gpus": place.gpus} if place.gpus else {}
+    if place.memory:
+        asked |= dict.fromkeys(("memory_request", "memory_limit"), f"{-(-place.memory // 2**20)}Mi")
+    return {name: value for name, value in asked.items() if name in known}

@@ -19,6 +19,7 @@ from flows.planning.planner import is_preparation, open_repo, pipeline_stages
 from flows.preparation import run_preparation
 from flows.stage_run import run_stage
 from flows.supervision import supervise
+from flows.workers.alive import stage_gpus, told
 from flows.workers.exchange import REMOTE, dvc, fetch_code, write_lock
 from flows.workers.trust import check_job
 from prefloop.files import write_json
@@ -26,8 +27,18 @@ from tasks.support.workspace import slug
 
 
 @flow(name="prefloop-stage", flow_run_name="{stage}", persist_result=False)
+@told
 def remote_stage(
-    stage: str, commit: str, code: str, data: str, results: str, lock: str, pipeline: str
+    stage: str,
+    commit: str,
+    code: str,
+    data: str,
+    results: str,
+    lock: str,
+    pipeline: str,
+    gpus: int = 0,
+    lost_seconds: float = 45.0,
+    force: bool = False,
 ) -> None:
     """Runs one stage and leaves its dvc.lock entry in the shared folder.
 
@@ -37,6 +48,9 @@ def remote_stage(
         code, data, results: shared git repository, DVC remote, and folder of results.
         lock: text of the coordinator's dvc.lock; it says which inputs to fetch.
         pipeline: id of the pipeline run.
+        gpus: of the pool, and of this machine, that the stage has for itself (count).
+        lost_seconds: after so long without a sign of life the coordinator gives this attempt up (seconds).
+        force: run the stage although nothing changed.
 
     Raises:
         ConfigError: the job asks for something else; see `flows.workers.trust`.
@@ -59,7 +73,7 @@ def remote_stage(
             inputs = produced_inputs(clone, stage)
             if inputs:
                 dvc(clone, "pull", "--force", "--remote", REMOTE, *inputs)
-            done = run_stage(supervisor, stage, show, pull=True)
+            done = run_stage(supervisor, stage, show, force=force, pull=True, extra=stage_gpus(clone))
             dvc(clone, "push", "--run-cache", "--remote", REMOTE, stage)
             files = result["files"] | _uncached(clone, stage=stage)
             result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}

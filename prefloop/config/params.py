@@ -25,6 +25,7 @@ from prefloop.config.read import read_yaml
 from prefloop.config.reinforce import ReinforceConfig
 from prefloop.config.rejection import RejectionConfig
 from prefloop.config.report import ReportConfig
+from prefloop.config.resources import ResourcesConfig, check_stages
 from prefloop.config.reward import RewardConfig
 from prefloop.config.rloo import RLOOConfig
 from prefloop.config.sft import SFTConfig
@@ -84,6 +85,7 @@ class Params:
     report: ReportConfig = field(default_factory=ReportConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
     def __post_init__(self) -> None:
         if self.judge.kind == "gold" and self.ingest.source != "world":
@@ -117,6 +119,7 @@ def parse_params(values: Mapping[str, Any]) -> Params:
             error.message.replace("params.", "", 1), error.remedy.replace("params.", "", 1)
         ) from error
     check_policies(values, METHODS)
+    check_stages(values, params.resources, METHODS)
     return params
 
 

@@ -153,15 +153,19 @@ evaluate:
   batch_size: 8
 report:
   title: a test
+resources:
+  retry_seconds: 0.2
+  lost_seconds: 15
 """
 
 RESOLVE = """
-import json, pathlib, yaml
+import json, os, pathlib, yaml
 from tasks.support.code import write_code
 write_code()
 pathlib.Path("runs").mkdir(exist_ok=True)
 threads = yaml.safe_load(open("params.yaml"))["compute"]["threads"]
-pathlib.Path("runs/environment.json").write_text(json.dumps({"device": "cpu", "threads": threads}))
+device = os.environ.get("DEVICE", "cpu")
+pathlib.Path("runs/environment.json").write_text(json.dumps({"device": device, "threads": threads}))
 """
 
 

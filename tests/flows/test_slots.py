@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 import flows.slots
-from flows.planning.model import Action, StagePlan
+from flows.planning.model import Action, Place, StagePlan
+from flows.room import Room
 from flows.slots import Slots
 
 # reward frees four stages at once; ppo has two more after it, the evaluations one.
@@ -150,3 +151,52 @@ def test_no_more_stages_at_once_than_places_and_one_that_fails_gives_its_place_b
     for thread in threads:
         thread.join(20)
     assert most == 1
+
+
+def four(*places: Place) -> tuple[StagePlan, ...]:
+    """Stages that could start at once, the first of which matters most."""
+    seconds = (40.0, 30.0, 20.0, 10.0)
+    return tuple(
+        StagePlan(name, Action.RUN, (), seconds=took, place=place)
+        for name, took, place in zip("abcd", seconds, places, strict=False)
+    )
+
+
+def starts(slots: Slots, names: str) -> dict[str, bool]:
+    """Which of these would start now; they have all come for their places."""
+    slots._came.update(names)
+    return {name: slots._may_start(name) for name in names}
+
+
+def test_stages_that_ask_for_gpus_share_what_there_is() -> None:
+    one = Place(gpus=1)
+    slots = Slots(four(one, one, one), 3, room=Room(("0", "1")))
+    assert starts(slots, "abc") == {"a": True, "b": True, "c": False}
+    with slots.place("a"):
+        assert starts(slots, "bc") == {"b": True, "c": False}
+        with slots.place("b"):
+            assert starts(slots, "c") == {"c": False}
+    assert starts(slots, "c") == {"c": True}
+
+
+def test_none_passes_a_stage_that_waits_for_more_gpus_but_one_that_asks_for_none() -> None:
+    slots = Slots(four(Place(gpus=1), Place(gpus=2), Place(gpus=1), Place()), 4, room=Room(("0", "1")))
+    with slots.place("a"):
+        assert starts(slots, "bcd") == {"b": False, "c": False, "d": True}
+    assert starts(slots, "bcd") == {"b": True, "c": False, "d": True}
+
+
+def test_memory_is_shared_as_gpus_are_and_what_is_unknown_stops_nobody() -> None:
+    places = (Place(memory=10), Place(memory=8), Place(memory=6))
+    slots = Slots(four(*places), 3, room=Room(memory=16))
+    assert starts(slots, "abc") == {"a": True, "b": False, "c": False}
+    assert starts(Slots(four(*places), 3, room=Room(memory=0)), "abc") == {"a": True, "b": True, "c": True}
+
+
+def test_stages_on_a_pool_take_no_place_here() -> None:
+    away = Place("gpu", gpus=8)
+    slots = Slots(four(away, away, Place(), Place()), 1, alone={"c"}, room=Room())
+    with slots.place("a"), slots.place("b"):
+        assert starts(slots, "cd") == {"c": True, "d": False}
+        with slots.place("c"):
+            assert starts(slots, "d") == {"d": False}

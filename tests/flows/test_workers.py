@@ -1,86 +1,174 @@
-"""`prefloop run --on POOL` with a real Prefect server and a real worker process on loopback."""
+"""Stages on a pool with a real Prefect server and real worker processes on loopback, and what kills them."""
 
 from __future__ import annotations
 
-import os
+import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
+from flows.placement import remember
 from flows.workers.exchange import fetch_code, open_exchange, publish_code
 from flows.workers.stage import produced_inputs
-from tests.ports import free_port
+from tests.flows.workers_live import POOL, Live
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def api(project, tmp_path) -> Iterator[dict[str, str]]:
-    """Variables of a workspace whose Prefect server and one worker are running."""
-    port = free_port()
-    shared = {
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_HOME": str(project.root / ".prefloop/prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFLOOP_WORKER_FOLDER": str(tmp_path / "worker"),
-    }
-    environment = project.environment(**shared)
-    children = []
-
-    def start(name: str, *command: str) -> None:
-        with open(tmp_path / f"{name}.log", "w") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=tmp_path, env=environment,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        children.append(child)
-
-    start("server", "flows.server_process", str(port))
-    project.wait_until(lambda: _healthy(port), 240)
-    start("worker", "prefect", "worker", "start", "--pool", "prefloop", "--type", "process")
-    yield shared
-    for child in reversed(children):
-        os.killpg(child.pid, signal.SIGTERM)
-    for child in children:
-        try:
-            child.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-
-def _healthy(port: int) -> bool:
-    import urllib.request
-
+@pytest.fixture(scope="module")
+def pool(project_template, tmp_path_factory) -> Iterator[Live]:
+    """One server for all tests here, and worker `first`; each test has a workspace of its own."""
+    made = Live(tmp_path_factory.mktemp("live"), project_template / ".prefloop/prefect/prefect.db")
     try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).status == 200
-    except OSError:
-        return False
+        made.start_worker("first")
+        yield made
+    finally:
+        made.close()
 
 
-def test_stages_with_models_run_on_the_worker_and_their_outputs_come_home(project, api, tmp_path):
-    output = project.prefloop("run", "--on", "prefloop", **api)
+@pytest.fixture
+def small(project):
+    """A workspace with four stages: ingest and report here, sft and its evaluation on a pool that it knows."""
+    project.edit("params.yaml", "policies: [sft, ppo, dpo]", "policies: [sft]")
+    entries = "{sft: {gpu: 1, pool: prefloop}, ppo: {pool: prefloop}, evaluate: {pool: prefloop}}"
+    project.edit(
+        "params.yaml",
+        "lost_seconds: 15",
+        f"lost_seconds: 15\n  place: pools\n  stages: {entries}\n  pools: {{}}",
+    )
+    remember(project.root, POOL, {"device": "cuda", "threads": 2})
+    return project
+
+
+def weights(project):
+    return (project.root / "models/sft/weights").read_bytes()
+
+
+def finished_weights(finished_template):
+    return (finished_template / "models/sft/weights").read_bytes()
+
+
+def started(project, pool: Live, target: str = "sft", step: int = 5):
+    """A run whose stage sft trains on worker `first`."""
+    pool.forget()
+    run = project.start("run", target, **pool.shared)
+    project.wait_until(lambda: pool.steps("first", "sft") >= step or run.poll() is not None)
+    assert run.poll() is None, run.communicate()[0]
+    return run
+
+
+def ended(run) -> str:
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output
+    return output
+
+
+def test_stages_run_where_they_say_and_their_outputs_come_home(small, pool, finished_template):
+    small.edit("params.yaml", "pools: {}", "pools: {prefloop: {gpus: 8}}")
+    (small.root / ".prefloop/pools/prefloop.json").unlink()
+    before = len(pool.attempts())
+    run = started(small, pool, "report", step=1)
+    with pool.client() as client:
+        limit = client.read_global_concurrency_limit_by_name("prefloop-gpu-prefloop")
+        assert (limit.limit, limit.active_slots) == (8, 1), "it holds what it asked for while it runs"
+    output = ended(run)
+    assert "[on pool prefloop, 1 GPU]" in output
     assert "sft  on pool prefloop: Completed" in output
-    assert project.stages_ran() == {"ingest", "report"}, "here ran what does not compute with models"
-    clones = {path.parents[1].name for path in (tmp_path / "worker").glob("*/*/.prefloop/ran.log")}
-    assert clones == {"sft", "ppo", "dpo", "evaluate-sft", "evaluate-ppo", "evaluate-dpo"}
-    assert (project.root / "models/ppo/weights").exists()
-    assert {stage["action"] for stage in project.plan().values()} == {"skip"}
-    project.edit("params.yaml", "kl_coef: 0.05", "kl_coef: 0.1")
-    project.prefloop("run", "--on", "prefloop", **api)
-    again = list((tmp_path / "worker").glob("*/*/.prefloop/ran.log"))
-    assert {path.parents[1].name: len(path.read_text().splitlines()) for path in again} == {
-        "sft": 1, "ppo": 2, "dpo": 1, "evaluate-sft": 1, "evaluate-ppo": 2, "evaluate-dpo": 1,
+    assert small.stages_ran() == {"ingest", "report"}
+    assert pool.ran("first") == {"sft": [0], "evaluate@sft": [0]}
+    assert weights(small) == finished_weights(finished_template)
+    with pool.client() as client:
+        assert client.read_global_concurrency_limit_by_name("prefloop-gpu-prefloop").active_slots == 0
+    assert [name for name, _, _ in pool.attempts()[before:]] == ["", "sft", "evaluate@sft"]
+
+    assert "nothing changed" in small.prefloop("run", "report"), "without a server: no worker is asked"
+    values = json.loads(small.shell_prefloop("plan", "report", "--json"))
+    assert {stage["stage"]: stage["place"]["pool"] for stage in values} == {
+        "ingest": None, "sft": POOL, "evaluate@sft": POOL, "report": None,
     }  # fmt: skip
+    small.edit("params.yaml", "gpu: 1,", "gpu: 9,")
+    small.edit("params.yaml", "learning_rate: 0.001", "learning_rate: 0.002")
+    output = small.prefloop("run", "report", code=2, **pool.shared)
+    assert "stage sft asks for 9 GPUs, and pool prefloop has 8" in output
+    assert pool.ran("first") == {}
+
+
+def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small, pool, finished_template):
+    before = len(pool.attempts())
+    run = started(small, pool)
+    pool.trainer("first", "sft").kill()
+    small.wait_until(lambda: pool.steps("first", "sft") >= 15)
+    pool.flow_process("first", "sft").kill()
+    small.wait_until(lambda: pool.steps("first", "sft") >= 25)
+    run.kill()
+    told = run.communicate()[0]
+    assert "sft  attempt 1 of 4 was lost to the infrastructure: stage sft on pool prefloop: stage sft" in told
+    assert "sft  attempt 2 of 4 was lost to the infrastructure: stage sft on pool prefloop: " in told
+    output = small.prefloop("run", "sft", **pool.shared)
+    assert "sft  joins the attempt that is on pool prefloop already (number 3)" in output
+    assert weights(small) == finished_weights(finished_template)
+    began = pool.ran("first")
+    assert len(began["sft"]) == 3
+    assert began["sft"][0] == 0
+    assert began["sft"][1] >= 5, "it began anew"
+    assert began["sft"][2] >= 15
+    assert pool.attempts()[before:] == [
+        ("sft", "CRASHED", False),
+        ("sft", "CRASHED", False),
+        ("sft", "COMPLETED", False),
+    ]
+
+
+def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool, finished_template):
+    """The machine stands still: its worker is killed, and the flow process is stopped, to go on later."""
+    before = len(pool.attempts())
+    run = started(small, pool)
+    stopped = pool.flow_process("first", "sft")
+    stopped.send_signal(signal.SIGSTOP)
+    pool.workers["first"].kill(tree=False)
+    pool.start_worker("second")
+    small.wait_until(lambda: pool.steps("second", "sft") >= 3)
+    stopped.send_signal(signal.SIGCONT)
+    output = ended(run)
+    assert "no sign of life of its process for" in output
+    assert output.count("was lost to the infrastructure") == 1
+    small.wait_until(lambda: not stopped.is_running() or stopped.status() == "zombie", 60)
+    assert pool.trainer("first", "sft") is None, "the lost attempt goes on beside the one that counts"
+    assert weights(small) == finished_weights(finished_template)
+    first, second = pool.attempts()[before:]
+    assert first[2], "the first attempt still counts"
+    assert second == ("sft", "COMPLETED", False)
+    pool.workers["second"].stop()
+    pool.workers["first"].start()
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(small, pool, finished_template):
+    run = started(small, pool)
+    pool.server.kill()
+    small.wait_until(lambda: pool.steps("first", "sft") >= 45)
+    pool.server.start()
+    output = ended(run)
+    assert "the Prefect server does not answer: waiting up to 900 s for it" in output
+    assert "the Prefect server answers again" in output
+    assert "attempt" not in output
+    assert weights(small) == finished_weights(finished_template)
+    assert pool.ran("first")["sft"] == [0]
+
+
+def test_what_a_stage_did_itself_is_not_tried_again(small, pool):
+    small.edit("tasks/sft.py", "LEARNING = 1", "import sys\nsys.exit('NaN at step 3')\nLEARNING = 1")
+    before = len(pool.attempts())
+    output = small.prefloop("run", "sft", code=1, **pool.shared)
+    assert "stage sft failed with exit code 1" in output
+    assert "NaN at step 3" in output
+    assert "was lost" not in output
+    assert [name for name, _, _ in pool.attempts()[before:]] == ["sft"]
 
 
 def test_without_a_server_that_workers_reach_the_pool_is_refused(project):
     output = project.prefloop("run", "--on", "prefloop", code=2)
-    assert "--on prefloop needs a Prefect server that workers reach" in output
+    assert "pool prefloop needs a Prefect server that workers reach" in output
 
 
 def test_a_worker_gets_the_working_tree_as_it_is_and_git_stays_as_it_was(project, tmp_path, monkeypatch):
