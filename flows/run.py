@@ -22,10 +22,11 @@ from flows.preparation import import_text_sources, run_preparation
 from flows.promotion import promote, promotion_due
 from flows.rescue import refuse, rescue
 from flows.server import prefect_api
-from flows.stage_run import Outcome, StageResult, run_stage
+from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
 from flows.warm import warm_starts
+from flows.workers.here import run_here
 from flows.workers.pool import Pool
 from prefloop.config.params import load_params
 from prefloop.errors import PrefloopError
@@ -112,8 +113,8 @@ def _execute(
     root: Path, request: Request, terminal: Terminal, supervisor: Supervisor, started: float
 ) -> Ended:
     import_text_sources(supervisor, load_params(root / "params.yaml").ingest.text, terminal.line)
+    pool = Pool(supervisor, request.pool) if request.pool else None  # tells DVC of the workers' remote
     repo = open_repo(root)
-    pool = Pool(supervisor, request.pool) if request.pool else None
     remote: Remote = dict.fromkeys(pool.takes(repo), pool.run) if pool else {}
     if pool:
         pool.prepare()
@@ -157,7 +158,7 @@ def _runner(supervisor: Supervisor, terminal: Terminal, remote: Remote) -> RunOn
             result = remote[stage.name](stage, terminal.line)
         else:
             forced = any(reason.kind == "forced" for reason in stage.reasons)
-            result = run_stage(supervisor, stage.name, terminal.line, force=forced)
+            result = run_here(supervisor, stage, terminal.line, force=forced)
         terminal.done(stage.name)
         if result.outcome is not Outcome.SKIPPED:
             terminal.say(f"{stage.name}  {result.outcome.name.lower()} in {result.seconds:.0f} s")

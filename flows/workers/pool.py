@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from flows.leftovers import mark_finished
 from flows.planning.model import StagePlan
 from flows.planning.planner import open_repo, pipeline_stages
 from flows.settings import STATE
 from flows.stage_run import Outcome, StageFailed, StageResult
 from flows.supervision import Stopped, Supervisor
-from flows.workers.exchange import REMOTE, dvc, merge_lock, open_exchange, publish_code
+from flows.workers.code import publish_code
+from flows.workers.data import produced_inputs, push, take_over
+from flows.workers.exchange import open_exchange
+from flows.workers.here import settled
 from flows.workers.trust import check_files
 from prefloop.errors import ConfigError
-from prefloop.files import atomic_file, read_json
+from prefloop.files import atomic_file
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -47,7 +51,7 @@ class Pool:
         self._name = name
         self._root = supervisor.root
         self._exchange = open_exchange(self._root)
-        self._commit = publish_code(self._root, self._exchange)
+        self._commit = publish_code(self._root, self._exchange.storage)
         self._deployment = ensure_deployment(name)
 
     def prepare(self) -> None:
@@ -63,23 +67,23 @@ class Pool:
         }
 
     def run(self, stage: StagePlan, show: Show) -> StageResult:
-        """Runs a stage on a worker; its outputs and its dvc.lock entry are here afterwards.
+        """Runs a stage on a worker; its dvc.lock entry and all but its weights are here afterwards.
 
         Raises:
             StageFailed: the worker's run failed.
             Stopped: the run was asked to end; the worker's run is cancelled.
         """
-        from flows.workers.stage import produced_inputs
-
         started = time.monotonic()
-        inputs = produced_inputs(self._root, stage.name)
-        if inputs:
-            dvc(self._root, "push", "--remote", REMOTE, *inputs)
-        result = self._run(stage.name, show)
-        merge_lock(self._root, stage.name, result["entry"])
-        self._keep_files(result)
-        dvc(self._root, "pull", "--force", "--remote", REMOTE, "--run-cache", stage.name)
-        return StageResult(stage.name, Outcome[result["outcome"]], time.monotonic() - started)
+        outcome = settled(self._root, stage)
+        if outcome is None:
+            repo = open_repo(self._root)
+            push(repo, produced_inputs(repo, stage.name))
+            result = self._run(stage.name, show)
+            outcome = Outcome[result["outcome"]]
+            self._keep_files(result)
+            take_over(self._root, stage.name, result["entry"])
+            mark_finished(self._root, stage.name)
+        return StageResult(stage.name, outcome, time.monotonic() - started)
 
     def _run(self, stage: str, show: Show) -> dict[str, Any]:
         from prefect.deployments import run_deployment
@@ -92,9 +96,7 @@ class Pool:
             parameters={
                 "stage": stage,
                 "commit": self._commit,
-                "code": str(self._exchange.code),
-                "data": str(self._exchange.data),
-                "results": str(self._exchange.results),
+                "exchange": self._exchange.place,
                 "lock": lock,
                 "pipeline": self._supervisor.pipeline,
             },
@@ -103,7 +105,7 @@ class Pool:
         )
         show(stage, f"waits for a worker of pool {self._name}")
         self._wait(flow_run.id, stage or "environment", show)
-        return dict(read_json(self._exchange.results / f"{flow_run.id}.json"))
+        return self._exchange.read_result(str(flow_run.id))
 
     def _wait(self, flow_run: UUID, stage: str, show: Show) -> None:
         from prefect.client.orchestration import get_client

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flows.workers.exchange import fetch_code, open_exchange, publish_code
-from flows.workers.stage import produced_inputs
+from flows.planning.planner import open_repo
+from flows.workers.data import produced_inputs
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -62,13 +62,15 @@ def _healthy(port: int) -> bool:
         return False
 
 
-def test_stages_with_models_run_on_the_worker_and_their_outputs_come_home(project, api, tmp_path):
+def test_stages_with_models_run_on_the_worker_and_their_weights_stay_away(project, api, tmp_path):
     output = project.prefloop("run", "--on", "prefloop", **api)
     assert "sft  on pool prefloop: Completed" in output
     assert project.stages_ran() == {"ingest", "report"}, "here ran what does not compute with models"
     clones = {path.parents[1].name for path in (tmp_path / "worker").glob("*/*/.prefloop/ran.log")}
     assert clones == {"sft", "ppo", "dpo", "evaluate-sft", "evaluate-ppo", "evaluate-dpo"}
-    assert (project.root / "models/ppo/weights").exists()
+    assert not (project.root / "models").exists()
+    assert (project.root / "metrics/evaluate/ppo.json").exists()
+    assert (project.root / "runs/sft.json").exists()
     assert {stage["action"] for stage in project.plan().values()} == {"skip"}
     project.edit("params.yaml", "kl_coef: 0.05", "kl_coef: 0.1")
     project.prefloop("run", "--on", "prefloop", **api)
@@ -76,6 +78,14 @@ def test_stages_with_models_run_on_the_worker_and_their_outputs_come_home(projec
     assert {path.parents[1].name: len(path.read_text().splitlines()) for path in again} == {
         "sft": 1, "ppo": 2, "dpo": 1, "evaluate-sft": 1, "evaluate-ppo": 2, "evaluate-dpo": 1,
     }  # fmt: skip
+    project.ran()
+    project.edit("params.yaml", "batch_size: 8", "batch_size: 16")
+    output = project.prefloop("run", "evaluate@ppo")
+    assert "models/ppo was fetched from the workers' remote" in output
+    assert project.stages_ran() == {"evaluate@ppo"}
+    assert [path.name for path in (project.root / "models").iterdir()] == ["ppo"], "what it reads, no more"
+    project.dvc("pull", "models/dpo")
+    assert (project.root / "models/dpo/weights").exists()
 
 
 def test_without_a_server_that_workers_reach_the_pool_is_refused(project):
@@ -83,26 +93,12 @@ def test_without_a_server_that_workers_reach_the_pool_is_refused(project):
     assert "--on prefloop needs a Prefect server that workers reach" in output
 
 
-def test_a_worker_gets_the_working_tree_as_it_is_and_git_stays_as_it_was(project, tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFLOOP_REMOTE", str(tmp_path / "shared"))
-    project.edit("tasks/sft.py", "1", "2")
-    (project.root / "tasks/new.py").write_text("NEW = True\n")
-    before = project.shell("git", "status", "--porcelain")
-    exchange = open_exchange(project.root)
-    commit = publish_code(project.root, exchange)
-    assert project.shell("git", "status", "--porcelain") == before
-    clone = tmp_path / "clone"
-    fetch_code(clone, str(exchange.code), commit)
-    assert (clone / "tasks/sft.py").read_text().startswith("LEARNING = 2\n")
-    assert (clone / "tasks/new.py").exists()
-    assert publish_code(project.root, exchange) == commit, "the same tree is the same commit"
-
-
 def test_inputs_of_a_stage_are_what_other_stages_write(finished):
-    assert produced_inputs(finished.root, "ppo") == ["models/sft", "data/raw/preferences.jsonl"]
-    assert produced_inputs(finished.root, "report") == [
-        "metrics/evaluate/sft.json",
-        "metrics/evaluate/ppo.json",
-        "metrics/evaluate/dpo.json",
-    ]
-    assert produced_inputs(finished.root, "ingest") == []
+    repo = open_repo(finished.root)
+
+    def inputs(stage: str) -> list[str]:
+        return sorted(map(str, produced_inputs(repo, stage)))
+
+    assert inputs("ppo") == ["data/raw/preferences.jsonl", "models/sft"]
+    assert inputs("report") == [f"metrics/evaluate/{name}.json" for name in ("dpo", "ppo", "sft")]
+    assert inputs("ingest") == []
