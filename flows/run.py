@@ -27,10 +27,12 @@ from flows.rescue import refuse, rescue
 from flows.retries import Patience, persist
 from flows.room import Room, refuse_what_has_no_room, room_here
 from flows.server import prefect_api
-from flows.stage_run import Outcome, StageResult, run_stage
+from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
 from flows.warm import warm_starts
+from flows.workers.exchange import open_exchange
+from flows.workers.here import run_here
 from flows.workers.pools import Pools
 from prefloop.config.params import load_params
 from prefloop.config.resources import ResourcesConfig
@@ -119,6 +121,9 @@ def _execute(
     import_text_sources(supervisor, params.ingest.text, terminal.line)
     repo = open_repo(root)
     placement = decide(root, repo, request.pool)
+    if placement.pools:
+        open_exchange(root)  # tells DVC of the workers' remote, which may have what is not here
+        repo = open_repo(root)
     pools = Pools(supervisor, placement.resources)
     prepare(supervisor, repo, placement, pools.environment, terminal.line)
     plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
@@ -170,7 +175,7 @@ def _runner(
         with own_gpus(
             stage.place.gpus, room.gpus, stopped=stopped, say=partial(terminal.line, stage.name)
         ) as variables:
-            return run_stage(supervisor, stage.name, terminal.line, force=forced, extra=variables)
+            return run_here(supervisor, stage, terminal.line, force=forced, extra=variables)
 
     def run_one(stage: StagePlan) -> StageResult:
         result, faults = persist(

@@ -16,7 +16,7 @@ keep() {  # NAME TEXT: writes a file once
 read_secret() { cat "$folder/$1"; }
 
 for name in postgres_password prefect_db_password mlflow_db_password mlflow_admin_password mlflow_worker_password \
-    mlflow_flask_key s3_mlflow_key s3_mlflow_secret s3_data_key s3_data_secret; do
+    mlflow_flask_key s3_mlflow_key s3_mlflow_secret s3_data_key s3_data_secret s3_exchange_key s3_exchange_secret; do
     keep "$name" "$(random)"
 done
 keep prefect_auth "prefloop:$(random)"
@@ -28,13 +28,16 @@ database_uri = postgresql://mlflow:$(read_secret mlflow_db_password)@postgres:54
 admin_username = admin
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 "
-# MLflow's server reaches its bucket alone, people and workers the bucket with data alone.
+# MLflow's server reaches its bucket alone, people that with data, coordinator and workers the one between them.
 keep s3.json "{\"identities\": [
   {\"name\": \"mlflow\", \"credentials\": [{\"accessKey\": \"$(read_secret s3_mlflow_key)\",
     \"secretKey\": \"$(read_secret s3_mlflow_secret)\"}],
    \"actions\": [\"Admin:mlflow\", \"Read:mlflow\", \"Write:mlflow\", \"List:mlflow\", \"Tagging:mlflow\"]},
   {\"name\": \"data\", \"credentials\": [{\"accessKey\": \"$(read_secret s3_data_key)\",
     \"secretKey\": \"$(read_secret s3_data_secret)\"}],
-   \"actions\": [\"Admin:data\", \"Read:data\", \"Write:data\", \"List:data\", \"Tagging:data\"]}
+   \"actions\": [\"Admin:data\", \"Read:data\", \"Write:data\", \"List:data\", \"Tagging:data\"]},
+  {\"name\": \"exchange\", \"credentials\": [{\"accessKey\": \"$(read_secret s3_exchange_key)\",
+    \"secretKey\": \"$(read_secret s3_exchange_secret)\"}],
+   \"actions\": [\"Admin:exchange\", \"Read:exchange\", \"Write:exchange\", \"List:exchange\"]}
 ]}"
 echo "$folder has $(find "$folder" -type f | wc -l) secrets"

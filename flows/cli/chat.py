@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.models import fetch_if_absent
 from flows.settings import child_environment
 
 EPILOG = (
@@ -28,6 +29,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal answers.")] = 0,
 ) -> None:
     """Talk to a trained model: in turns on a terminal, or one answer to --prompt or to what is piped in."""
+    fetch_if_absent(model)
     arguments = ["--temperature", str(temperature), "--top-p", str(top_p), "--seed", str(seed)]
     arguments += ["--max-new-tokens", str(max_new_tokens), f"--prompt={prompt}", f"--system={system}"]
     # This process becomes the one with torch: the terminal and its signals are that one's alone.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.models import fetch_if_absent
 from flows.settings import child_environment
 
 EPILOG = (
@@ -43,6 +44,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of words.")] = False,
 ) -> None:
     """Write a folder with weights, tokenizer and the command that serves it, and check it by loading it."""
+    fetch_if_absent(model)
     arguments = [model, "--for", target.value, "--dtype", dtype.value]
     arguments += [f"--out={out}"] if out else []
     arguments += ["--json"] if as_json else []

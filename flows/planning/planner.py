@@ -13,6 +13,7 @@ from dvc.stage import PipelineStage
 
 from flows.history import past_cost, past_seconds
 from flows.parameter_files import parse_once
+from flows.planning.absent import Absent
 from flows.planning.code import CodeNow
 from flows.planning.contents import Content, Forecast, present, recoverable
 from flows.planning.expectations import expected_outputs
@@ -79,13 +80,14 @@ def make_plan(
     stages = pipeline_stages(repo)
     asked = select(stages, targets)
     wanted = _with_ancestors(repo, stages, asked)
-    forecast, code = Forecast(repo), CodeNow(Path(repo.root_dir))
+    forecast, code, absent = Forecast(repo), CodeNow(Path(repo.root_dir)), Absent(repo)
     plans = []
     for stage in stages:
         if stage.name not in wanted or is_preparation(stage):
             continue
         forced = force and stage.name in asked
-        plans.append(_plan_stage(repo, stage, forecast, code, forced, stage.name in set(interrupted)))
+        cut_off = stage.name in set(interrupted)
+        plans.append(_plan_stage(repo, stage, forecast, code, absent, forced, cut_off))
     return Plan(tuple(plans))
 
 
@@ -122,7 +124,13 @@ def _with_ancestors(repo: Repo, stages: Sequence[PipelineStage], asked: set[str]
 
 
 def _plan_stage(
-    repo: Repo, stage: PipelineStage, forecast: Forecast, code: CodeNow, forced: bool, interrupted: bool
+    repo: Repo,
+    stage: PipelineStage,
+    forecast: Forecast,
+    code: CodeNow,
+    absent: Absent,
+    forced: bool,
+    interrupted: bool,
 ) -> StagePlan:
     known = any(dep.hash_info for dep in stage.deps) or any(out.hash_info for out in stage.outs)
     inputs: dict[str, Content] = {}
@@ -156,7 +164,7 @@ def _plan_stage(
             *(reason for reason in reasons if reason.kind == "forced"),
             Reason("new", stage.name),
         ]
-    edited, output_reasons, recorded = _outputs(repo, stage, interrupted)
+    edited, output_reasons, recorded = _outputs(repo, stage, absent, interrupted)
     outputs = recorded
 
     action = Action.SKIP
@@ -166,7 +174,7 @@ def _plan_stage(
     elif reasons or output_reasons:
         found = None
         if not forced:
-            found = (None if reasons else _kept(stage)) or find_outputs(repo, stage, inputs, code)
+            found = (None if reasons else _kept(stage, absent)) or find_outputs(repo, stage, inputs, code)
         action = Action.RESTORE if found else Action.RUN
         outputs = found or {}
         reasons = reasons or output_reasons
@@ -204,15 +212,16 @@ def _expected_outputs(
     return {path: content for path, content in outputs.items() if _under(repo, path) in names}
 
 
-def _kept(stage: PipelineStage) -> dict[str, Content] | None:
-    """The outputs that dvc.lock names, when DVC's cache holds them all: nothing but a checkout is needed."""
-    if all(out.hash_info and not out.changed_cache() for out in stage.outs):
+def _kept(stage: PipelineStage, absent: Absent) -> dict[str, Content] | None:
+    """The outputs that dvc.lock names, when DVC's cache or the workers' remote holds each: nothing but a
+    checkout is needed."""
+    if all(out.hash_info and (not out.changed_cache() or absent.held(out)) for out in stage.outs):
         return {out.fs_path: (out.hash_info, out.meta) for out in stage.outs}
     return None
 
 
 def _outputs(
-    repo: Repo, stage: PipelineStage, interrupted: bool
+    repo: Repo, stage: PipelineStage, absent: Absent, interrupted: bool
 ) -> tuple[list[str], list[Reason], dict[str, Content]]:
     """Hand-edited outputs, reasons that lie in the outputs, and their contents as dvc.lock has them."""
     edited: list[str] = []
@@ -221,12 +230,13 @@ def _outputs(
     for out in stage.outs:
         here, name = present(out), _relative(repo, out)
         if here is None:
-            reasons.append(Reason("output", name, None, "missing"))
+            if not absent.held(out):
+                reasons.append(Reason("output", name, None, "missing"))
         elif not out.hash_info:
             reasons.append(Reason("output", name, None, "not recorded in dvc.lock"))
         elif here[0] != out.hash_info:
             reasons.append(Reason("output", name, None, "not what dvc.lock says"))
-        elif out.use_cache and out.changed_cache():
+        elif out.use_cache and out.changed_cache() and not absent.held(out):
             reasons.append(Reason("output", name, None, "no longer in DVC's cache"))
         if out.hash_info:
             contents[out.fs_path] = (out.hash_info, out.meta)

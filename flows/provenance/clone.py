@@ -3,7 +3,6 @@ comes from is only read."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.provenance.tracing import import_names
-from flows.settings import STATE
+from flows.workers.code import bring_commit
+from flows.workers.exchange import exchange_of
 from prefloop.errors import DataError, WorkspaceError
 from prefloop.files import atomic_file
 from tasks.support.code import Code, all_code, parse_yaml
@@ -44,13 +44,12 @@ def check_out(root: Path, folder: Path, commit: str) -> None:
         WorkspaceError: git has no such commit here.
     """
     _git(root, "clone", "--quiet", "--no-checkout", "--local", str(root.resolve()), str(folder.resolve()))
-    if not _has(folder, commit):
-        shared = Path(os.environ.get("PREFLOOP_REMOTE") or root / STATE / "remote").resolve() / "code.git"
-        if not shared.is_dir():
-            raise WorkspaceError(
-                f"git has no commit {commit} here", "fetch it: git fetch --all, then try again"
-            )
-        _git(folder, "fetch", "--quiet", str(shared), f"refs/prefloop/{commit}")
+    try:
+        bring_commit(folder, exchange_of(root).storage, commit)
+    except WorkspaceError as error:
+        raise WorkspaceError(
+            f"git has no commit {commit} here", "fetch it: git fetch --all, then try again"
+        ) from error
     _git(folder, "checkout", "--quiet", "--detach", commit)
     (folder / LOCK).unlink(missing_ok=True)  # what it says was made elsewhere; here all is to be made anew
     (folder / ".dvc").mkdir(exist_ok=True)
@@ -166,11 +165,6 @@ def _put(document: Any, key: str, value: Any) -> bool:
         return False
     inner[last] = value
     return True
-
-
-def _has(folder: Path, commit: str) -> bool:
-    command = ["git", "-C", str(folder), "cat-file", "-e", f"{commit}^{{commit}}"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -1,87 +1,113 @@
-"""What coordinator and workers exchange: the code as a git commit, the data through a DVC remote.
+"""What coordinator and workers exchange, and where: one folder or one prefix of an object store.
 
-Both lie in one folder that everybody reaches: .prefloop/remote by default, which serves workers on this
-machine, or the one that PREFLOOP_REMOTE names, such as a shared drive.
+    code/COMMIT.pack            the workspace as a git commit
+    data/                       DVC remote: inputs, outputs, run-cache
+    results/FLOW-RUN.json       what a worker's flow run made, as dvc.lock has it
+    checkpoints/KEY/...         of stages that train at this moment, by stage key
+
+It is .prefloop/remote by default, which serves workers on this machine, or what PREFLOOP_REMOTE names: a
+shared drive, or a URL such as s3://bucket/prefloop.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.settings import STATE, child_environment
+from flows.planning.absent import REMOTE
+from flows.settings import STATE
+from flows.storage import Storage, checked_place
+from flows.workers.trust import FOLDER
 from prefloop.errors import WorkspaceError
 
-REMOTE = "prefloop-workers"
 LOCK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """The shared folder.
+    """The shared place.
 
     Attributes:
-        code: bare git repository with the commits that workers check out.
-        data: DVC remote.
-        results: a JSON file a flow run of a worker: what it made, as dvc.lock has it.
+        place: absolute folder, or URL.
     """
 
-    code: Path
-    data: Path
-    results: Path
+    place: str
+
+    @cached_property
+    def storage(self) -> Storage:
+        return Storage(self.place)
+
+    @property
+    def data(self) -> str:
+        """URL or path of the DVC remote."""
+        return f"{self.place}/data"
+
+    def write_result(self, flow_run: str, result: Mapping[str, Any]) -> None:
+        """Leaves what a flow run of a worker made."""
+        text = json.dumps(result, indent=2, sort_keys=True)
+        self.storage.write(f"results/{flow_run}.json", text.encode("utf-8"))
+
+    def has_result(self, flow_run: str) -> bool:
+        """True where what a flow run of a worker made is still there."""
+        return bool(self.storage.sizes(f"results/{flow_run}.json"))
+
+    def read_result(self, flow_run: str) -> dict[str, Any]:
+        """What a flow run of a worker made.
+
+        Raises:
+            WorkspaceError: there is nothing, or no JSON.
+        """
+        try:
+            return dict(json.loads(self.storage.read(f"results/{flow_run}.json")))
+        except (FileNotFoundError, ValueError) as error:
+            raise WorkspaceError(
+                f"{self.place} has no result of flow run {flow_run}, which ended well",
+                f"see that the worker has the same {FOLDER}, then run again",
+            ) from error
+
+
+def exchange_of(root: Path) -> Exchange:
+    """The exchange of a workspace; nothing is made.
+
+    Raises:
+        ConfigError: PREFLOOP_REMOTE names nothing that can be used.
+    """
+    return Exchange(checked_place(os.environ.get(FOLDER) or str(root / STATE / "remote"), FOLDER))
 
 
 def open_exchange(root: Path) -> Exchange:
-    """Makes the shared folder on first use, and tells DVC of it in .dvc/config.local."""
-    folder = Path(os.environ.get("PREFLOOP_REMOTE") or root / STATE / "remote").absolute()
-    exchange = Exchange(folder / "code.git", folder / "data", folder / "results")
-    exchange.data.mkdir(parents=True, exist_ok=True)
-    exchange.results.mkdir(parents=True, exist_ok=True)
-    if not exchange.code.exists():
-        run(root, ["git", "init", "--quiet", "--bare", str(exchange.code)])
-    dvc(root, "remote", "add", "--local", "--force", REMOTE, str(exchange.data))
+    """The exchange of a workspace, which DVC is told of in .dvc/config.local: the URL, and no key."""
+    exchange = exchange_of(root)
+    if "://" not in exchange.place:
+        Path(exchange.data).mkdir(parents=True, exist_ok=True)
+    tell_dvc(root, exchange.data)
     return exchange
 
 
-def publish_code(root: Path, exchange: Exchange) -> str:
-    """Puts the working tree, uncommitted edits included, into the shared repository; returns the commit.
+def tell_dvc(root: Path, data: str, *, cache: Path | None = None) -> None:
+    """Writes the workers' remote into .dvc/config.local, as DVC's default where there is no other.
 
-    Neither the index nor any branch of the workspace is touched.
+    Args:
+        data: URL or path of the remote.
+        cache: DVC's cache, in a worker's clone; the remote is the default there in any case.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        run(root, ["git", "read-tree", "HEAD"], index)
-        run(root, ["git", "add", "--all", "."], index)
-        tree = run(root, ["git", "write-tree"], index).strip()
-    author = {
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in {
-            "NAME": "prefloop",
-            "EMAIL": "prefloop@localhost",
-            "DATE": "2000-01-01T00:00:00Z",
-        }.items()
-    }
-    commit = run(root, ["git", "commit-tree", tree, "-p", "HEAD", "-m", "a workspace"], author).strip()
-    run(root, ["git", "push", "--quiet", "--force", str(exchange.code), f"{commit}:refs/prefloop/{commit}"])
-    return commit
+    from dvc.config import Config
 
-
-def fetch_code(clone: Path, code: str, commit: str) -> None:
-    """Brings a worker's clone to a published commit; what DVC tracks and the clone's state stay."""
-    if not (clone / ".git").exists():
-        clone.mkdir(parents=True, exist_ok=True)
-        run(clone, ["git", "init", "--quiet"])
-    run(clone, ["git", "fetch", "--quiet", "--depth", "1", "--", code, f"refs/prefloop/{commit}"])
-    run(clone, ["git", "checkout", "--quiet", "--force", "--detach", commit])
-    run(clone, ["git", "clean", "--quiet", "-fd"])
+    config: Any = Config(dvc_dir=str(root / ".dvc"))
+    # A download is hashed: what storage or a network cut short does not enter the cache.
+    wanted = {"url": data, "verify": True}
+    with config.edit("local") as local:
+        local.setdefault("remote", {})[REMOTE] = wanted
+        if cache is not None or not config.get("core", {}).get("remote"):
+            local.setdefault("core", {})["remote"] = REMOTE
+        if cache is not None:
+            local.setdefault("cache", {})["dir"] = str(cache)
 
 
 def merge_lock(root: Path, stage: str, entry: Mapping[str, object]) -> None:
@@ -119,23 +145,3 @@ def write_lock(path: Path, lock: Mapping[str, object]) -> None:
     draft = path.with_suffix(".tmp")
     dump_yaml(str(draft), dict(lock))
     os.replace(draft, path)
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    """Runs a DVC command to its end and returns what it printed."""
-    return run(folder, [sys.executable, "-m", "dvc", *arguments])
-
-
-def run(folder: Path, command: Sequence[str], extra: Mapping[str, str] | None = None) -> str:
-    """Runs a short command to its end.
-
-    Raises:
-        WorkspaceError: it failed; what it said is in the message.
-    """
-    done = subprocess.run(
-        list(command), cwd=folder, env=child_environment(extra), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-        raise WorkspaceError(f"`{' '.join(command)}` failed in {folder}: {said}")
-    return done.stdout

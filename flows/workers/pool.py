@@ -11,19 +11,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from flows.leftovers import mark_finished
 from flows.planning.model import Action, Place, StagePlan
 from flows.planning.planner import open_repo, pipeline_stages
 from flows.stage_run import Outcome, StageResult
 from flows.supervision import Supervisor
 from flows.workers.attempts import attempt, fence, stage_key
-from flows.workers.exchange import REMOTE, dvc, merge_lock, open_exchange, publish_code
+from flows.workers.code import publish_code
+from flows.workers.data import produced_inputs, push, take_over
+from flows.workers.exchange import open_exchange
+from flows.workers.here import settled
 from flows.workers.limits import limit_of, set_limit
 from flows.workers.patience import PatientClient
 from flows.workers.trust import check_files
 from flows.workers.waiting import wait_for
 from prefloop.config.resources import ResourcesConfig
 from prefloop.errors import ConfigError, WorkspaceError
-from prefloop.files import atomic_file, read_json
+from prefloop.files import atomic_file
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -55,7 +59,7 @@ class Pool:
         self._lost_seconds = resources.lost_seconds
         self._ask = PatientClient(resources.server_seconds, self._stopped, supervisor.say)
         self._exchange = open_exchange(self._root)
-        self._commit = publish_code(self._root, self._exchange)
+        self._commit = publish_code(self._root, self._exchange.storage)
         gpus = resources.pools[name].gpus if name in resources.pools else 0
         self._deployment = self._ask(lambda client: ensure_deployment(client, name, gpus))
 
@@ -80,28 +84,28 @@ class Pool:
                 )
 
     def run(self, stage: StagePlan, show: Show) -> StageResult:
-        """Runs a stage on a worker; its outputs and its dvc.lock entry are here afterwards.
+        """Runs a stage on a worker; its dvc.lock entry and all but its weights are here afterwards.
 
         Raises:
             StageFailed: the stage failed there.
             InfrastructureError: what ran it failed, and the stage may be asked for again.
             Stopped: the run was asked to end; the worker's run is cancelled.
         """
-        from flows.workers.stage import produced_inputs
-
         started = time.monotonic()
-        inputs = produced_inputs(self._root, stage.name)
-        if inputs:
-            dvc(self._root, "push", "--remote", REMOTE, *inputs)
-        result, give_up = self._run(stage, show)
-        try:
-            merge_lock(self._root, stage.name, result["entry"])
-            self._keep_files(result)
-            dvc(self._root, "pull", "--force", "--remote", REMOTE, "--run-cache", stage.name)
-        except WorkspaceError:
-            give_up()
-            raise
-        return StageResult(stage.name, Outcome[result["outcome"]], time.monotonic() - started)
+        outcome = settled(self._root, stage)
+        if outcome is None:
+            repo = open_repo(self._root)
+            push(repo, produced_inputs(repo, stage.name))
+            result, give_up = self._run(stage, show)
+            outcome = Outcome[result["outcome"]]
+            try:
+                self._keep_files(result)
+                take_over(self._root, stage.name, result["entry"])
+            except WorkspaceError:
+                give_up()
+                raise
+            mark_finished(self._root, stage.name)
+        return StageResult(stage.name, outcome, time.monotonic() - started)
 
     def _run(self, stage: StagePlan, show: Show) -> tuple[dict[str, Any], Callable[[], None]]:
         """What a worker made of a stage, or of its own environment where the stage has no name.
@@ -114,9 +118,7 @@ class Pool:
         parameters = {
             "stage": stage.name,
             "commit": self._commit,
-            "code": str(self._exchange.code),
-            "data": str(self._exchange.data),
-            "results": str(self._exchange.results),
+            "exchange": self._exchange.place,
             "lock": path.read_text(encoding="utf-8") if path.exists() else "",
             "pipeline": self._supervisor.pipeline,
             "gpus": stage.place.gpus,
@@ -147,7 +149,7 @@ class Pool:
             if made_before:
                 self._ask(lambda client: fence(client, run, "what it made could not be brought home"))
 
-        return self._result(run), give_up
+        return self._exchange.read_result(str(run.id)), give_up
 
     def _key(self, stage: str, parameters: Mapping[str, Any]) -> str:
         """What tells this asking from others, but not who asks: see `flows.workers.attempts`."""
@@ -174,10 +176,7 @@ class Pool:
         return cast("FlowRun", run)
 
     def _has_result(self, run: FlowRun) -> bool:
-        return (self._exchange.results / f"{run.id}.json").exists()
-
-    def _result(self, run: FlowRun) -> dict[str, Any]:
-        return dict(read_json(self._exchange.results / f"{run.id}.json"))
+        return self._exchange.has_result(str(run.id))
 
     def _stopped(self) -> bool:
         return self._supervisor.signal_number is not None

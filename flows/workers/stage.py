@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from prefect.runtime import flow_run
 
 from flows.planning.planner import is_preparation, open_repo, pipeline_stages
 from flows.preparation import run_preparation
+from flows.settings import STATE
 from flows.stage_run import run_stage
+from flows.storage import StorageAway
 from flows.supervision import supervise
 from flows.workers.alive import stage_gpus, told
-from flows.workers.exchange import REMOTE, dvc, fetch_code, write_lock
+from flows.workers.checkpoints import SharedCheckpoints
+from flows.workers.code import fetch_code
+from flows.workers.data import bring_home, produced_inputs, push
+from flows.workers.exchange import Exchange, tell_dvc, write_lock
 from flows.workers.trust import check_job
-from prefloop.files import write_json
+from tasks.support.code import all_code
+from tasks.support.keys import stage_key
 from tasks.support.workspace import slug
 
 
@@ -31,21 +38,19 @@ from tasks.support.workspace import slug
 def remote_stage(
     stage: str,
     commit: str,
-    code: str,
-    data: str,
-    results: str,
+    exchange: str,
     lock: str,
     pipeline: str,
     gpus: int = 0,
     lost_seconds: float = 45.0,
     force: bool = False,
 ) -> None:
-    """Runs one stage and leaves its dvc.lock entry in the shared folder.
+    """Runs one stage and leaves its dvc.lock entry in the exchange.
 
     Args:
         stage: name as in dvc.yaml; empty only resolves the worker's environment.
         commit: published commit of the workspace.
-        code, data, results: shared git repository, DVC remote, and folder of results.
+        exchange: folder or URL through which coordinator and worker exchange; see flows/workers/exchange.py.
         lock: text of the coordinator's dvc.lock; it says which inputs to fetch.
         pipeline: id of the pipeline run.
         gpus: of the pool, and of this machine, that the stage has for itself (count).
@@ -55,11 +60,12 @@ def remote_stage(
     Raises:
         ConfigError: the job asks for something else; see `flows.workers.trust`.
     """
-    check_job(stage=stage, commit=commit, pipeline=pipeline, code=code, data=data, results=results)
+    place = check_job(stage=stage, commit=commit, pipeline=pipeline, exchange=exchange)
     logger = get_run_logger()
-    clone = clone_folder(code, stage or "environment")
-    fetch_code(clone, code, commit)
-    _configure(clone, data)
+    shared = Exchange(place)
+    clone = clone_folder(place, stage or "environment")
+    fetch_code(clone, shared.storage, commit)
+    tell_dvc(clone, shared.data, cache=clone.parent / "cache")
 
     def show(what: str, line: str) -> None:
         logger.info("%s  %s", what, line)
@@ -68,48 +74,46 @@ def remote_stage(
         repo = open_repo(clone)
         run_preparation(supervisor, repo, show)
         result: dict[str, Any] = {"outcome": "", "entry": None, "files": _uncached(clone, preparation=True)}
-        if stage:
-            _set_lock(clone, lock)
-            inputs = produced_inputs(clone, stage)
-            if inputs:
-                dvc(clone, "pull", "--force", "--remote", REMOTE, *inputs)
+        if not stage:
+            shared.write_result(flow_run.get_id(), result)
+            return
+        _set_lock(clone, lock)
+        repo = open_repo(clone)
+        bring_home(repo, produced_inputs(repo, stage), replace=True)
+        checkpoints = SharedCheckpoints(shared.storage, _scratch(clone, stage), logger.info)
+        checkpoints.fetch()
+        with checkpoints.shared():
             done = run_stage(supervisor, stage, show, force=force, pull=True, extra=stage_gpus(clone))
-            dvc(clone, "push", "--run-cache", "--remote", REMOTE, stage)
-            files = result["files"] | _uncached(clone, stage=stage)
-            result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
-    write_json(Path(results) / f"{flow_run.get_id()}.json", result)
+        _push(clone, stage, shared)
+        files = result["files"] | _uncached(clone, stage=stage)
+        result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
+        shared.write_result(flow_run.get_id(), result)
+        with suppress(StorageAway):  # what stays behind is in nobody's way
+            checkpoints.remove()
 
 
-def clone_folder(code: str, stage: str) -> Path:
-    """Where this worker keeps its clone for a stage of the workspace that publishes to `code`."""
+def clone_folder(place: str, stage: str) -> Path:
+    """Where this worker keeps its clone for a stage of the workspace that exchanges through `place`."""
     folder = Path(os.environ.get("PREFLOOP_WORKER_FOLDER") or Path.home() / ".prefloop" / "workers")
-    return folder.absolute() / hashlib.sha256(code.encode()).hexdigest()[:16] / slug(stage)
+    return folder.absolute() / hashlib.sha256(place.encode()).hexdigest()[:16] / slug(stage)
 
 
-def produced_inputs(root: Path, stage: str) -> list[str]:
-    """Paths, relative to the root, that the stage reads and other stages write into DVC's cache."""
-    from dvc.dependency.param import ParamsDependency
-
-    stages = pipeline_stages(open_repo(root))
-    outs = [Path(out.fs_path) for other in stages for out in other.outs if out.use_cache]
-    wanted = next(other for other in stages if other.name == stage)
-    found: list[str] = []
-    for dep in wanted.deps:
-        path = Path(dep.fs_path)
-        if isinstance(dep, ParamsDependency):
-            continue
-        if any(out == path or out in path.parents for out in outs):
-            found.append(path.relative_to(root.absolute()).as_posix())
-        else:  # a folder in which several stages write
-            below = [out for out in outs if path in out.parents]
-            found += [out.relative_to(root.absolute()).as_posix() for out in below]
-    return found
+def _scratch(clone: Path, stage: str) -> Path:
+    """The folder that the stage keeps what it can go on from in, as tasks/support/stage.py names it."""
+    code = all_code(clone).get(stage.partition("@")[0])
+    return clone / STATE / "scratch" / slug(stage) / stage_key(stage, {}, clone, code)
 
 
-def _configure(clone: Path, data: str) -> None:
-    cache = clone.parent / "cache"
-    dvc(clone, "remote", "add", "--local", "--force", "--default", REMOTE, data)
-    dvc(clone, "config", "--local", "cache.dir", str(cache))
+def _push(clone: Path, stage: str, shared: Exchange) -> None:
+    """Puts the stage's outputs into the remote, then the entries of the run-cache that it lacks."""
+    repo = open_repo(clone)
+    outs = [out for found in pipeline_stages(repo) if found.name == stage for out in found.outs]
+    push(repo, [out for out in outs if out.use_cache])
+    cache, there = Path(repo.cache.local_cache_dir), shared.storage.sizes("data/runs")
+    for path in (cache / "runs").glob("*/*/*"):
+        name = f"data/{path.relative_to(cache).as_posix()}"
+        if name not in there:
+            shared.storage.put(path, name)
 
 
 def _set_lock(clone: Path, lock: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from flows.placement import remember
-from flows.workers.exchange import fetch_code, open_exchange, publish_code
-from flows.workers.stage import produced_inputs
+from flows.planning.planner import open_repo
+from flows.workers.data import produced_inputs
 from tests.flows.workers_live import POOL, Live
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def pool(project_template, tmp_path_factory) -> Iterator[Live]:
 
 @pytest.fixture
 def small(project):
-    """A workspace with four stages: ingest and report here, sft and its evaluation on a pool that it knows."""
+    """Four stages: ingest and report here, sft and its evaluation on a pool that the workspace knows."""
     project.edit("params.yaml", "policies: [sft, ppo, dpo]", "policies: [sft]")
     entries = "{sft: {gpu: 1, pool: prefloop}, ppo: {pool: prefloop}, evaluate: {pool: prefloop}}"
     project.edit(
@@ -42,6 +42,7 @@ def small(project):
 
 
 def weights(project):
+    project.dvc("pull", "models/sft")
     return (project.root / "models/sft/weights").read_bytes()
 
 
@@ -166,31 +167,38 @@ def test_what_a_stage_did_itself_is_not_tried_again(small, pool):
     assert [name for name, _, _ in pool.attempts()[before:]] == ["sft"]
 
 
+def test_weights_stay_with_the_workers_until_somebody_reads_them(project, pool):
+    pool.forget()
+    output = project.prefloop("run", "--on", POOL, **pool.shared)
+    assert "sft  on pool prefloop: Completed" in output
+    assert project.stages_ran() == {"ingest", "report"}, "here ran what does not compute with models"
+    assert set(pool.ran("first")) == {
+        "sft", "ppo", "dpo", "evaluate@sft", "evaluate@ppo", "evaluate@dpo",
+    }  # fmt: skip
+    assert not (project.root / "models").exists()
+    assert (project.root / "metrics/evaluate/ppo.json").exists()
+    assert (project.root / "runs/sft.json").exists()
+    assert {stage["action"] for stage in project.plan().values()} == {"skip"}
+    project.edit("params.yaml", "batch_size: 8", "batch_size: 16")
+    output = project.prefloop("run", "evaluate@ppo")
+    assert "models/ppo was fetched from the workers' remote" in output
+    assert project.stages_ran() == {"evaluate@ppo"}
+    assert [path.name for path in (project.root / "models").iterdir()] == ["ppo"], "what it reads, no more"
+    project.dvc("pull", "models/dpo")
+    assert (project.root / "models/dpo/weights").exists()
+
+
 def test_without_a_server_that_workers_reach_the_pool_is_refused(project):
     output = project.prefloop("run", "--on", "prefloop", code=2)
     assert "pool prefloop needs a Prefect server that workers reach" in output
 
 
-def test_a_worker_gets_the_working_tree_as_it_is_and_git_stays_as_it_was(project, tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFLOOP_REMOTE", str(tmp_path / "shared"))
-    project.edit("tasks/sft.py", "1", "2")
-    (project.root / "tasks/new.py").write_text("NEW = True\n")
-    before = project.shell("git", "status", "--porcelain")
-    exchange = open_exchange(project.root)
-    commit = publish_code(project.root, exchange)
-    assert project.shell("git", "status", "--porcelain") == before
-    clone = tmp_path / "clone"
-    fetch_code(clone, str(exchange.code), commit)
-    assert (clone / "tasks/sft.py").read_text().startswith("LEARNING = 2\n")
-    assert (clone / "tasks/new.py").exists()
-    assert publish_code(project.root, exchange) == commit, "the same tree is the same commit"
-
-
 def test_inputs_of_a_stage_are_what_other_stages_write(finished):
-    assert produced_inputs(finished.root, "ppo") == ["models/sft", "data/raw/preferences.jsonl"]
-    assert produced_inputs(finished.root, "report") == [
-        "metrics/evaluate/sft.json",
-        "metrics/evaluate/ppo.json",
-        "metrics/evaluate/dpo.json",
-    ]
-    assert produced_inputs(finished.root, "ingest") == []
+    repo = open_repo(finished.root)
+
+    def inputs(stage: str) -> list[str]:
+        return sorted(map(str, produced_inputs(repo, stage)))
+
+    assert inputs("ppo") == ["data/raw/preferences.jsonl", "models/sft"]
+    assert inputs("report") == [f"metrics/evaluate/{name}.json" for name in ("dpo", "ppo", "sft")]
+    assert inputs("ingest") == []

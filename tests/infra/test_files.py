@@ -106,10 +106,12 @@ def test_each_service_has_the_least_it_needs(name):
     assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"])
 
 
-def test_workers_reach_neither_databases_nor_storage_nor_the_administrators_password():
+def test_workers_reach_neither_databases_nor_other_buckets_nor_the_administrators_password():
+    exchange = {"s3_exchange_key", "s3_exchange_secret"}
     for name in ("coordinator", "worker-cpu", "worker-gpu"):
-        assert SERVICES[name]["networks"] == ["work"]
-        assert set(SERVICES[name]["secrets"]) == {"prefect_auth", "mlflow_worker_password"}
+        assert SERVICES[name]["networks"] == ["work", "storage"]
+        assert set(SERVICES[name]["secrets"]) == {"prefect_auth", "mlflow_worker_password", *exchange}
+        assert SERVICES[name]["environment"]["PREFLOOP_REMOTE"] == "s3://exchange/prefloop"
     assert SERVICES["postgres"]["networks"] == ["database"]
     assert COMPOSE["networks"]["database"] == COMPOSE["networks"]["storage"] == {"internal": True}
 
@@ -119,6 +121,11 @@ def test_each_secret_that_is_mounted_is_made_and_used(tmp_path):
         subprocess.run(["bash", str(INFRA / "secrets.sh"), str(tmp_path / "secrets")], check=True)
         made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
     assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} <= set(made)
+    reached = {
+        identity["name"]: {action.partition(":")[2] for action in identity["actions"]}
+        for identity in json.loads(made["s3.json"])["identities"]
+    }
+    assert reached == {"mlflow": {"mlflow"}, "data": {"data"}, "exchange": {"exchange"}}
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     before = dict(made)
     subprocess.run(["bash", str(INFRA / "secrets.sh"), str(tmp_path / "secrets")], check=True)

@@ -87,4 +87,4 @@ def test_a_job_without_a_shared_folder_is_refused(tmp_path):
     command = ["bash", str(INFRA / "slurm/worker.sbatch")]
     done = subprocess.run(command, env=variables, cwd=Path(tmp_path), capture_output=True, check=False)
     assert done.returncode
-    assert b"PREFLOOP_REMOTE: a folder that the coordinator reaches" in done.stderr
+    assert b"PREFLOOP_REMOTE: a bucket, or a folder that the coordinator reaches" in done.stderr

@@ -45,28 +45,22 @@ class Workspace:
     """A copy of this repository, as a fresh clone would be, in which commands are given.
 
     Attributes:
-        api: a Prefect server for the runs; empty lets each start its own.
+        variables: what commands find in their environment besides.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.api = ""
+    def __init__(self, root: Path, variables: dict[str, str] | None = None) -> None:
+        self.root, self.variables = root, variables or {}
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("PREFECT", "DVC_STAGE", "PREFLOOP"))
-        }
+        } | self.variables
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root,
-            env={
-                **environment,
-                "PYTHONPATH": str(self.root),
-                "GIT_CONFIG_GLOBAL": os.devnull,
-                **({"PREFECT_API_URL": self.api} if self.api else {}),
-            },
+            env={**environment, "PYTHONPATH": str(self.root), "GIT_CONFIG_GLOBAL": os.devnull},
             capture_output=True,
             text=True,
             timeout=900,
@@ -98,12 +92,8 @@ class Workspace:
         }
 
 
-@pytest.fixture(scope="module")
-def workspace(
-    tmp_path_factory: pytest.TempPathFactory, repository: Path, request: pytest.FixtureRequest
-) -> Workspace:
-    """After a first run at a tiny size."""
-    root = tmp_path_factory.mktemp("real") / "prefloop"
+def clone_of(repository: Path, root: Path) -> Path:
+    """Copies the repository as it is, and commits it there; returns `root`."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=repository, capture_output=True, text=True, check=True,
@@ -118,10 +108,18 @@ def workspace(
         ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "a clone"],
     ):
         subprocess.run(["git", *command], cwd=root, check=True)
-    made = Workspace(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path, request: pytest.FixtureRequest
+) -> Workspace:
+    """After a first run at a tiny size."""
+    made = Workspace(clone_of(repository, tmp_path_factory.mktemp("real") / "prefloop"))
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     made.first_output = made.run(*settings)  # with a server of its own, as a stranger's first run
-    made.api = request.getfixturevalue("prefect_api")
+    made.variables["PREFECT_API_URL"] = request.getfixturevalue("prefect_api")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows.workers.exchange import fetch_code
 from flows.workers.trust import check_files, check_job
-from prefloop.errors import ConfigError, WorkspaceError
+from prefloop.errors import ConfigError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,7 +29,7 @@ def job(folder: Path, **changes: str) -> dict[str, str]:
     """What a coordinator asks of a worker, with changes."""
     return {
         "stage": "ppo@ppo-loose", "commit": COMMIT, "pipeline": "run-20260101-000000-123",
-        "code": f"{folder}/code.git", "data": f"{folder}/data", "results": f"{folder}/results", **changes,
+        "exchange": str(folder), **changes,
     }  # fmt: skip
 
 
@@ -51,16 +51,14 @@ def test_an_honest_job_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         {"commit": "--upload-pack=touch ran"},
         {"commit": COMMIT + "\n--force"},
         {"pipeline": "../x"},
-        {"code": "https://attacker.example/code.git"},
-        {"code": "ext::sh -c touch% ran"},
-        {"code": "--upload-pack=touch ran;/code.git"},
-        {"code": "code.git"},
-        {"code": "/tmp/../etc/code.git"},
-        {"code": "/srv/elsewhere/other.git"},
-        {"data": "s3://attacker/data"},
-        {"data": "/etc"},
-        {"results": "/root/.ssh"},
-        {"results": "../results"},
+        {"exchange": "https://attacker.example/exchange"},
+        {"exchange": "s3://attacker/exchange"},
+        {"exchange": "ext::sh -c touch% ran"},
+        {"exchange": "--upload-pack=touch ran;"},
+        {"exchange": "shared"},
+        {"exchange": "/tmp/../etc"},
+        {"exchange": "/srv/not-there"},
+        {"exchange": "/etc/hostname"},
     ],
     ids=lambda changes: "{}={}".format(*next(iter(changes.items()))),
 )
@@ -69,12 +67,18 @@ def test_a_job_that_asks_for_anything_else_is_refused(folder: Path, changes: dic
         check_job(**job(folder, **changes))
 
 
-def test_a_folder_other_than_the_one_the_worker_was_told_of(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", ["s3://ours/prefloop", "/srv/ours"])
+@pytest.mark.parametrize(
+    "asked", ["s3://theirs/prefloop", "s3://ours/prefloop/../x", "s3://ours", "/srv/theirs"]
+)
+def test_an_exchange_other_than_the_one_the_worker_was_told_of(
+    named: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFLOOP_REMOTE", str(tmp_path / "ours"))
-    with pytest.raises(ConfigError, match=r"not in .*ours: refused\n  remedy: set PREFLOOP_REMOTE"):
-        check_job(**job(folder))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("PREFLOOP_REMOTE", named)
+    assert check_job(**job(Path(named), exchange=named)) == named
+    with pytest.raises(ConfigError, match=r"not .*ours.*: refused\n  remedy: set PREFLOOP_REMOTE"):
+        check_job(**job(Path("/"), exchange=asked))
 
 
 def test_a_folder_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,18 +87,12 @@ def test_a_folder_of_another_user(folder: Path, monkeypatch: pytest.MonkeyPatch)
         check_job(**job(folder))
 
 
-def test_a_repository_by_the_name_of_an_option_runs_nothing(tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError):
-        fetch_code(tmp_path / "clone", f"--upload-pack=touch {tmp_path}/ran;", COMMIT)
-    assert not (tmp_path / "ran").exists()
-
-
 def test_the_flow_refuses_before_it_touches_anything(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PREFLOOP_WORKER_FOLDER", str(tmp_path / "worker"))
     from flows.workers.stage import remote_stage
 
     with pytest.raises(ConfigError, match="refused"):
-        remote_stage.fn(**job(folder, code="https://attacker.example/code.git"), lock="")
+        remote_stage.fn(**job(folder, exchange="https://attacker.example/exchange"), lock="")
     assert not (tmp_path / "worker").exists()
 
 
