@@ -14,7 +14,7 @@ import pytest
 
 from tests.servers.service import Service
 
-_REQUEST = re.compile(r"serve s3: ([A-Z ]+?)(?: OBJECT)?: ?(.*)")
+_REQUEST = re.compile(r"serve s3: ([A-Z]+) OBJECT:? (?:Bucket: )?(\S+) (?:Object: )?(.+)")
 
 
 class BucketServer(Service):
@@ -68,7 +68,8 @@ class BucketServer(Service):
 
     def make(self, bucket: str) -> str:
         """Makes a bucket, unless it is there; returns its name."""
-        (self.data / bucket).mkdir(exist_ok=True)
+        if not (self.data / bucket).is_dir():
+            self.client().create_bucket(Bucket=bucket)
         return bucket
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
@@ -78,6 +79,6 @@ class BucketServer(Service):
         return sorted(name for name in names if name.startswith(prefix))
 
     def requests(self) -> list[tuple[str, str]]:
-        """(verb, bucket and key) of every request since its last start: GET, HEAD, CREATE, DELETE ..."""
+        """(verb, bucket and key) of every request for an object since its last start: GET, HEAD, CREATE."""
         found = (_REQUEST.search(line) for line in self.said().splitlines())
-        return [(match[1].strip(), match[2].replace(" ", "/", 1)) for match in found if match]
+        return [(match[1], f"{match[2]}/{match[3]}") for match in found if match]

@@ -3,6 +3,7 @@ key is written down."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +24,15 @@ from tests.servers.bucket_server import BucketServer
 
 pytestmark = pytest.mark.slow
 
+_count = itertools.count()
+
 
 @pytest.fixture
 def remote(storage: BucketServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket's URL, which this process and its children exchange through."""
     pytest.importorskip("dvc_s3", reason="dvc-s3 is not installed: extra `s3`")
-    shutil.rmtree(storage.data / "work", ignore_errors=True)
-    storage.make("work")
-    variables = {**storage.client_variables(), "PREFLOOP_REMOTE": "s3://work/prefloop"}
+    bucket = storage.make(f"work-{next(_count)}")
+    variables = {**storage.client_variables(), "PREFLOOP_REMOTE": f"s3://{bucket}/prefloop"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     yield variables["PREFLOOP_REMOTE"]
@@ -50,7 +52,7 @@ def test_files_go_and_come_and_a_cut_upload_never_appears(
     place.fetch("a/large", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == large
     place.remove("a")
-    assert storage.keys("work") == []
+    assert storage.keys(_bucket(remote)) == []
     with pytest.raises(ConfigError, match="there is no such bucket"):
         Storage("s3://not-there/prefloop").write("a", b"")
 
@@ -62,7 +64,7 @@ def test_a_model_travels_through_the_bucket_and_comes_home_by_dvc_pull(
     repo = open_repo(finished.root)
     push(repo, [out for out in repo.index.outs if out.use_cache])
     config = (finished.root / ".dvc/config.local").read_text()
-    assert "url = s3://work/prefloop/data" in config
+    assert f"url = {remote}/data" in config
     assert storage.secret not in config
     assert storage.key not in config
     weights = (finished.root / "models/ppo/weights").read_bytes()
@@ -87,7 +89,7 @@ def test_a_storage_that_is_down_is_named_and_nothing_runs_in_its_place(
     shutil.rmtree(finished.root / ".dvc/cache")
     storage.kill()
     output = finished.prefloop("run", code=6)
-    assert "s3://work/prefloop/data does not do what was asked of it" in output
+    assert f"{remote}/data does not do what was asked of it" in output
     assert "then run again: what was done is kept" in output
     assert storage.secret not in output
     with pytest.raises(StorageAway):
@@ -113,7 +115,7 @@ def test_an_object_that_was_cut_short_in_the_bucket_enters_no_cache(
     (weights,) = (str(entry.value) for _, _, entry in out.get_dir_cache())
     push(repo, [out])
     key = f"prefloop/data/files/md5/{weights[:2]}/{weights[2:]}"
-    storage.client().put_object(Bucket="work", Key=key, Body=b"cut")
+    storage.client().put_object(Bucket=_bucket(remote), Key=key, Body=b"cut")
     shutil.rmtree(finished.root / "models")
     shutil.rmtree(finished.root / ".dvc/cache")
     output = finished.prefloop("chat", "ppo", code=6)
@@ -130,6 +132,10 @@ def test_a_key_that_may_not_read_is_said(remote: str, monkeypatch: pytest.Monkey
         Storage(remote).read("a")
     assert "not-the-secret-word" not in str(refused.value)
     S3FileSystem.clear_instance_cache()
+
+
+def _bucket(remote: str) -> str:
+    return remote.split("/")[2]
 
 
 def _objects(storage: BucketServer) -> list[tuple[str, str]]:
