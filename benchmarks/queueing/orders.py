@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-PPO_EVERY, SFT_EVERY = 10, 20
+PPO_EVERY, SFT_EVERY = 20, 40
 PPO_STAGES = ("ppo", "report")
 SFT_STAGES = ("sft", "reward", "ppo", "dpo", "report")
 
@@ -31,7 +31,7 @@ class Order:
 
 
 def orders(count: int) -> list[Order]:
-    """A tenth has a KL coefficient that no other run has, a twentieth such a learning rate."""
+    """A twentieth has a KL coefficient that no other run has, a fortieth such a learning rate."""
     found = []
     for number in range(count):
         if number % PPO_EVERY == 3:

@@ -27,7 +27,7 @@ from benchmarks.queueing.workspaces import add_rows, make_clones, make_workspace
 from tasks.support.delivery import RUN_TAG
 
 POOL, DEPLOYMENT = "workspace", "pipeline"
-NEW_DATA = (1 / 3, 2 / 3)
+NEW_DATA = (1 / 2,)
 """Shares of the runs after which new data come into every clone."""
 ONLINE_SECONDS = 300.0
 
