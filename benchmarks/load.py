@@ -5,7 +5,7 @@
 
 1. A Prefect server on which infra/setup.sh ran, MLflow's server, and --workers processes of infra/worker.sh,
    each with a clone of one workspace. --runs runs of the deployment prefloop-run/pipeline are queued at once;
-   most find nothing new, some have parameters of their own, and twice new data come into every clone. When
+   most find nothing new, some have parameters of their own, and once new data come into every clone. When
    all have ended, four records are held against each other: Prefect's history of states, lines that the
    stages wrote themselves, the workspaces' histories, and MLflow's runs.
 2. --mlflow-runs runs, written as the pipeline writes them, and what `prefloop` and MLflow's pages ask of
