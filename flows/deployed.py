@@ -24,6 +24,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
+from flows.parameters_for_a_run import Number, parameters_for_a_run
 from flows.settings import STATE, child_environment
 from flows.supervision import live_run
 from prefloop.errors import ConfigError, WorkspaceError
@@ -37,37 +38,56 @@ LAST_LINES = 8
 
 
 @flow(name="prefloop-run", persist_result=False)
-def run_all(pool: str = "", jobs: int = 2, wait_hours: float = 12.0) -> Any:
+def run_all(
+    pool: str = "", jobs: int = 2, wait_hours: float = 12.0, changes: dict[str, Number] | None = None
+) -> Any:
     """Runs the whole pipeline; what is unchanged is skipped.
 
     Args:
         pool: Prefect work pool whose workers run the training stages; empty runs all of it here.
         jobs: stages at once (count).
         wait_hours: how long to wait for a run that somebody else started in the workspace (hours).
+        changes: parameters of this run alone, `{"ppo.kl_coef": 0.1}`: numbers, true or false.
     """
-    return _run((), pool, jobs, wait_hours, force=False)
+    return _run((), pool, jobs, wait_hours, changes or {}, force=False)
 
 
 @flow(name="prefloop-run-stage", flow_run_name="{stage}", persist_result=False)
-def run_one(stage: str, force: bool = False, pool: str = "", jobs: int = 2, wait_hours: float = 12.0) -> Any:
+def run_one(
+    stage: str,
+    force: bool = False,
+    pool: str = "",
+    jobs: int = 2,
+    wait_hours: float = 12.0,
+    changes: dict[str, Number] | None = None,
+) -> Any:
     """Runs one stage with all it needs.
 
     Args:
         stage: name as in dvc.yaml, such as `sft` or `ppo@ppo`.
         force: run it although nothing changed.
-        pool, jobs, wait_hours: as for the whole pipeline.
+        pool, jobs, wait_hours, changes: as for the whole pipeline.
     """
-    return _run((stage,), pool, jobs, wait_hours, force=force)
+    return _run((stage,), pool, jobs, wait_hours, changes or {}, force=force)
 
 
-def _run(stages: Sequence[str], pool: str, jobs: int, wait_hours: float, *, force: bool) -> State:
+def _run(
+    stages: Sequence[str],
+    pool: str,
+    jobs: int,
+    wait_hours: float,
+    changes: Mapping[str, Number],
+    *,
+    force: bool,
+) -> State:
     logger = get_run_logger()
     root = workspace()
     wait_until_free(root, wait_hours * 3600, logger.info)
     options = [f"--jobs={jobs}", *([f"--on={pool}"] if pool else []), *(["--force"] if force else [])]
     # Behind `--` a stage is never taken for an option.
     command = [sys.executable, "-m", "flows.cli.main", "run", "--yes", "--json", *options, "--", *stages]
-    status, lines, values = _to_its_end(root, command, logger.info)
+    with parameters_for_a_run(root, changes, logger.info):
+        status, lines, values = _to_its_end(root, command, logger.info)
     if status:
         return Failed(message="\n".join([f"exit code {status}", *lines[-LAST_LINES:]]))
     outcomes = list(values["stages"].values())

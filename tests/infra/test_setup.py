@@ -81,6 +81,30 @@ def test_again_it_changes_nothing(server):
     assert there() == before
 
 
+STUB = """#!/bin/sh
+printf '%s\\n' "$*" >>{log}
+case "$*" in *"deploy "*) cp "$5" {folder}/deployed.yaml ;; esac
+"""
+
+
+def test_clones_that_share_a_pool_raise_its_limit_and_those_of_its_deployments(tmp_path):
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(STUB.format(log=log, folder=tmp_path))
+    python.chmod(0o755)
+    variables = {"PATH": "/usr/bin:/bin", "PREFECT_API_URL": "http://127.0.0.1:1/api", "PYTHON": str(python)}
+    server = Server("", variables, tmp_path)
+    server.run("bash", "infra/setup.sh", PREFLOOP_WORKSPACES="8")
+    assert "set-concurrency-limit workspace 8\n" in log.read_text()
+    deployed = yaml.safe_load((tmp_path / "deployed.yaml").read_text())["deployments"]
+    for declared, given in zip(DECLARED, deployed, strict=True):
+        limited = "concurrency_limit" in declared
+        assert given == declared | (
+            {"concurrency_limit": {"limit": 8, "collision_strategy": "ENQUEUE"}} if limited else {}
+        )
+    for wrong in ("0", "many", "-1"):
+        assert "is a number from 1" in server.run("bash", "infra/setup.sh", code=2, PREFLOOP_WORKSPACES=wrong)
+
+
 def test_without_a_server_setup_says_which_variable_is_missing(tmp_path):
     server = Server("", {"PATH": "/usr/bin:/bin"}, tmp_path)
     assert "PREFECT_API_URL: set it to the API of the Prefect server" in server.run(

@@ -1,0 +1,1 @@
+"""Parts of `python -m benchmarks.load`: servers, workspaces and workers, the queue, and the proof."""
