@@ -59,7 +59,7 @@ class SharedCheckpoints:
     def __init__(self, storage: Storage, scratch: Path, say: Callable[[str], None]) -> None:
         self._storage, self._scratch, self._say = storage, scratch, say
         self._place = f"{FOLDER}/{scratch.name}"
-        self._shared = progress(scratch)
+        self._shared: Progress = ()
 
     def fetch(self) -> None:
         """Takes the newest whole copy, where it is ahead of what lies here."""
@@ -68,14 +68,14 @@ class SharedCheckpoints:
                 continue
             try:
                 manifest = self._manifest(copy)
-                if _progress_of(str(manifest["newest"])) <= progress(self._scratch):
-                    return
-                self._take(copy, manifest)
+                there = _progress_of(str(manifest["newest"]))
+                if there > progress(self._scratch):
+                    self._take(copy, manifest)
+                    self._say(f"took over a checkpoint that another worker left: {manifest['newest']}")
             except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
                 self._say(f"a shared checkpoint is not whole, an earlier one is looked for ({error})")
                 continue
-            self._shared = progress(self._scratch)
-            self._say(f"took over a checkpoint that another worker left: {manifest['newest']}")
+            self._shared = there
             return
 
     def share(self) -> None:
