@@ -73,7 +73,7 @@ def told(run: Callable[..., None]) -> Callable[..., Any]:
                 message="asked to end: its stage has stopped, with a checkpoint where it makes these"
             )
         except Exception as error:
-            return _ended(error)
+            return _ended(error, logger)
         return None
 
     return attempt
@@ -85,12 +85,13 @@ def stage_gpus(root: Path) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": held} if held and device_of(root) == "cuda" else {}
 
 
-def _ended(error: Exception) -> State:
+def _ended(error: Exception, logger: Any) -> State:
+    logger.error("%s", error)
     if is_fault(error, elsewhere=True) or is_absence(error):
         return Crashed(message=str(error) or type(error).__name__)
     if isinstance(error, PrefloopError):
         return Failed(message=write_failure(error.exit_code, str(error).splitlines()))
-    logging.getLogger(__name__).exception("an attempt failed")
+    logger.error("this is a defect:", exc_info=error)
     return Failed(message=write_failure(1, [f"{type(error).__name__}: {error}"]))
 
 
@@ -145,7 +146,7 @@ def _gpus_of_pool(count: int, logger: Any) -> Iterator[None]:
     from prefect.concurrency.sync import concurrency
 
     pool = str(deployment.get_name())
-    logger.info("asks for %d GPUs of pool %s", count, pool)
+    logger.info("asks pool %s for %d GPU(s)", pool, count)
     # A server that is away for a minute must not end a training: it is asked to renew, and keeps no grudge.
     with concurrency(
         limit_name(pool), occupy=count, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
