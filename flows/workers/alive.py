@@ -147,11 +147,20 @@ def _gpus_of_pool(count: int, logger: Any) -> Iterator[None]:
 
     pool = str(deployment.get_name())
     logger.info("asks pool %s for %d GPU(s)", pool, count)
-    # A server that is away for a minute must not end a training: it is asked to renew, and keeps no grudge.
-    with concurrency(
+    # A server that is away must not end a training, be it asked to renew the lease or to take it back.
+    held = concurrency(
         limit_name(pool), occupy=count, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
-    ):
+    )
+    held.__enter__()
+    try:
         yield
+    finally:
+        try:
+            held.__exit__(None, None, None)
+        except Exception as error:
+            if not is_absence(error):
+                raise
+            logger.warning("GPUs of pool %s could not be given back; their lease ends by itself", pool)
 
 
 @contextmanager
