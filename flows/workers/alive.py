@@ -73,7 +73,7 @@ def told(run: Callable[..., None]) -> Callable[..., Any]:
                 message="asked to end: its stage has stopped, with a checkpoint where it makes these"
             )
         except Exception as error:
-            return _ended(error)
+            return _ended(error, logger)
         return None
 
     return attempt
@@ -85,12 +85,13 @@ def stage_gpus(root: Path) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": held} if held and device_of(root) == "cuda" else {}
 
 
-def _ended(error: Exception) -> State:
+def _ended(error: Exception, logger: Any) -> State:
+    logger.error("%s", error)
     if is_fault(error, elsewhere=True) or is_absence(error):
         return Crashed(message=str(error) or type(error).__name__)
     if isinstance(error, PrefloopError):
         return Failed(message=write_failure(error.exit_code, str(error).splitlines()))
-    logging.getLogger(__name__).exception("an attempt failed")
+    logger.error("this is a defect:", exc_info=error)
     return Failed(message=write_failure(1, [f"{type(error).__name__}: {error}"]))
 
 
@@ -145,12 +146,21 @@ def _gpus_of_pool(count: int, logger: Any) -> Iterator[None]:
     from prefect.concurrency.sync import concurrency
 
     pool = str(deployment.get_name())
-    logger.info("asks for %d GPUs of pool %s", count, pool)
-    # A server that is away for a minute must not end a training: it is asked to renew, and keeps no grudge.
-    with concurrency(
+    logger.info("asks pool %s for %d GPU(s)", pool, count)
+    # A server that is away must not end a training, be it asked to renew the lease or to take it back.
+    held = concurrency(
         limit_name(pool), occupy=count, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False
-    ):
+    )
+    held.__enter__()
+    try:
         yield
+    finally:
+        try:
+            held.__exit__(None, None, None)
+        except Exception as error:
+            if not is_absence(error):
+                raise
+            logger.warning("GPUs of pool %s could not be given back; their lease ends by itself", pool)
 
 
 @contextmanager

@@ -136,9 +136,11 @@ class Pool:
             )
         )
         made_before = joined and run.state is not None and run.state.is_completed()
-        if joined and not made_before:
-            show(what, f"joins the attempt that is on pool {self._name} already (number {number})")
-        elif not joined:
+        if made_before:
+            show(what, f"takes what attempt {number} on pool {self._name} made before")
+        elif joined:
+            show(what, f"joins attempt {number}, which is on pool {self._name} already")
+        else:
             show(what, f"waits for a worker of pool {self._name}" + f", attempt {number}" * (number > 1))
         wait_for(
             self._ask, run, what, self._name,

@@ -29,7 +29,7 @@ def pool(project_template, tmp_path_factory) -> Iterator[Live]:
 
 @pytest.fixture
 def small(project):
-    """Four stages: ingest and report here, sft and its evaluation on a pool that the workspace knows."""
+    """A workspace with four stages: ingest and report here, sft and its evaluation on a known pool."""
     project.edit("params.yaml", "policies: [sft, ppo, dpo]", "policies: [sft]")
     entries = "{sft: {gpu: 1, pool: prefloop}, ppo: {pool: prefloop}, evaluate: {pool: prefloop}}"
     project.edit(
@@ -88,6 +88,7 @@ def test_stages_run_where_they_say_and_their_outputs_come_home(small, pool, fini
     assert {stage["stage"]: stage["place"]["pool"] for stage in values} == {
         "ingest": None, "sft": POOL, "evaluate@sft": POOL, "report": None,
     }  # fmt: skip
+    pool.forget()
     small.edit("params.yaml", "gpu: 1,", "gpu: 9,")
     small.edit("params.yaml", "learning_rate: 0.001", "learning_rate: 0.002")
     output = small.prefloop("run", "report", code=2, **pool.shared)
@@ -107,7 +108,8 @@ def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small
     assert "sft  attempt 1 of 4 was lost to the infrastructure: stage sft on pool prefloop: stage sft" in told
     assert "sft  attempt 2 of 4 was lost to the infrastructure: stage sft on pool prefloop: " in told
     output = small.prefloop("run", "sft", **pool.shared)
-    assert "sft  joins the attempt that is on pool prefloop already (number 3)" in output
+    joined, ended_meanwhile = "sft  joins attempt 3, which is on", "sft  takes what attempt 3 on pool"
+    assert joined in output or ended_meanwhile in output
     assert weights(small) == finished_weights(finished_template)
     began = pool.ran("first")
     assert len(began["sft"]) == 3
@@ -147,14 +149,13 @@ def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool,
 def test_a_server_that_is_away_for_a_while_is_waited_for(small, pool, finished_template):
     run = started(small, pool)
     pool.server.kill()
-    small.wait_until(lambda: pool.steps("first", "sft") >= 45)
+    small.wait_until(lambda: pool.steps("first", "sft") >= 15)  # it trains on
     pool.server.start()
     output = ended(run)
     assert "the Prefect server does not answer: waiting up to 900 s for it" in output
     assert "the Prefect server answers again" in output
-    assert "attempt" not in output
     assert weights(small) == finished_weights(finished_template)
-    assert pool.ran("first")["sft"] == [0]
+    assert pool.ran("first")["sft"] == [0], "what it learned meanwhile was lost"
 
 
 def test_what_a_stage_did_itself_is_not_tried_again(small, pool):
