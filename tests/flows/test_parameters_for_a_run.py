@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from flows.parameters_for_a_run import NOTE, parameters_for_a_run, put_back
+from prefloop.config.params import load_params
 from prefloop.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def test_they_last_as_long_as_the_run_and_comments_stay(workspace):
     with parameters_for_a_run(workspace, {"ppo.kl_coef": 0.123, "sft.learning_rate": 1e-05}, said.append):
         during = (workspace / "params.yaml").read_text()
         assert kl(workspace) == 0.123
-        assert yaml.safe_load(during)["sft"]["learning_rate"] == 1e-05
+        assert load_params(workspace / "params.yaml").sft.learning_rate == 1e-05
         assert during.count("#") == before.count("#")
     assert (workspace / "params.yaml").read_text() == before
     assert not (workspace / NOTE).exists()

@@ -83,7 +83,7 @@ def test_again_it_changes_nothing(server):
 
 STUB = """#!/bin/sh
 printf '%s\\n' "$*" >>{log}
-case "$*" in *"deploy "*) cp "$5" {folder}/deployed.yaml ;; esac
+case "$*" in *"deploy "*) cp "$6" {folder}/deployed.yaml ;; esac
 """
 
 
