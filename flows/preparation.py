@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows import credentials
 from flows.planning.planner import is_preparation, pipeline_stages
 from flows.settings import STATE, child_environment
 from flows.stage_run import StageFailed
@@ -34,7 +35,7 @@ def run_preparation(supervisor: Supervisor, repo: Repo, show: Show) -> None:
         if is_preparation(stage):
             for out in stage.outs:
                 Path(out.fs_path).parent.mkdir(parents=True, exist_ok=True)
-            run_command(supervisor, stage.name, str(stage.cmd), show)
+            run_command(supervisor, stage.name, str(stage.cmd), show, without=_needless(str(stage.cmd)))
 
 
 def refresh(root: Path, repo: Repo) -> None:
@@ -48,7 +49,7 @@ def refresh(root: Path, repo: Repo) -> None:
             done = subprocess.run(
                 _arguments(str(stage.cmd)),
                 cwd=root,
-                env=child_environment(),
+                env={k: v for k, v in child_environment().items() if k not in _needless(str(stage.cmd))},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -79,8 +80,13 @@ def import_text_sources(supervisor: Supervisor, patterns: Sequence[str], show: S
         write_json(memory, seen)
 
 
-def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> None:
+def run_command(
+    supervisor: Supervisor, what: str, command: str, show: Show, *, without: Sequence[str] = ()
+) -> None:
     """Runs `python -m ...` with this interpreter, or another command through the shell, outside DVC.
+
+    Args:
+        without: environment variables that it does not get.
 
     Raises:
         StageFailed: it ended with another exit code than 0.
@@ -91,9 +97,14 @@ def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> 
         lines.append(line)
         show(what, line)
 
-    status = supervisor.run(_arguments(command), what, on_line)
+    status = supervisor.run(_arguments(command), what, on_line, without=without)
     if status:
         raise StageFailed(what, status, STATE / "logs", lines[-5:])
+
+
+def _needless(command: str) -> tuple[str, ...]:
+    """Credentials that a command gets not: one of prefloop's own needs none here, another keeps its own."""
+    return credentials.ALL if command.startswith("python -m tasks.") else credentials.ORDERS
 
 
 def _arguments(command: str) -> list[str]:

@@ -25,7 +25,7 @@ from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult, run_stage
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
-from flows.warm import warm_starts
+from flows.warm import find_warm, warm_starts
 from flows.workers.pool import Pool
 from prefloop.config.params import load_params
 from prefloop.errors import PrefloopError
@@ -102,6 +102,7 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
     started = time.monotonic()
     settings.apply(root)
     with supervise(root, new_pipeline_id(), terminal.say) as supervisor:
+        supervisor.warm = find_warm(root)
         try:
             return _execute(root, request, terminal, supervisor, started)
         except Stopped:  # before a stage was started
