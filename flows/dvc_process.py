@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvc import dvcfile
 from dvc.cli import main
+from dvc.stage import run
+from dvc.stage.run import prepare_kwargs
 from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
+from flows.credentials import without
 from flows.parameter_files import parse_once
+from flows.withholding import withhold
 from prefloop.files import atomic_file
+
+if TYPE_CHECKING:
+    from dvc.stage import Stage
 
 
 @contextmanager
@@ -48,26 +55,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-ORDERS = (
-    "PREFECT_API_KEY",
-    "PREFECT_API_AUTH_STRING",
-    "PREFECT_SERVER_API_AUTH_STRING",
-    "PREFECT_CLIENT_CUSTOM_HEADERS",
-    "PREFECT_API_DATABASE_CONNECTION_URL",
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
-    "PREFECT_SERVER_DATABASE_PASSWORD",
-)
-"""Variables that let their holder command a Prefect server, and so its workers: no stage needs them."""
-
-
-def without_orders(variables: MutableMapping[str, str]) -> None:
-    """Removes them."""
-    for name in ORDERS:
-        variables.pop(name, None)
+def command_variables(stage: Stage, run_env: dict[str, str] | None = None) -> dict[str, Any]:
+    """What DVC gives a stage's command, with those credentials alone that the stage needs. DVC itself keeps
+    the storage's: it brings inputs and results."""
+    how: dict[str, Any] = prepare_kwargs(stage, run_env)
+    withhold(stage.addressing, str(stage.cmd), how["env"])
+    return how
 
 
 if __name__ == "__main__":
-    without_orders(os.environ)
+    without(os.environ)
     dvcfile.modify_yaml = modify
+    run.prepare_kwargs = command_variables
     parse_once()
     sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import credentials
 from flows.placement import Placement, decide, use_environment
 from flows.planning.planner import is_preparation, pipeline_stages
 from flows.settings import STATE, child_environment
@@ -36,7 +37,7 @@ def run_preparation(supervisor: Supervisor, repo: Repo, show: Show) -> None:
         if is_preparation(stage):
             for out in stage.outs:
                 Path(out.fs_path).parent.mkdir(parents=True, exist_ok=True)
-            run_command(supervisor, stage.name, str(stage.cmd), show)
+            run_command(supervisor, stage.name, str(stage.cmd), show, without=_needless(str(stage.cmd)))
 
 
 def prepare(
@@ -94,7 +95,7 @@ def _refresh(root: Path, repo: Repo) -> None:
             done = subprocess.run(
                 _arguments(str(stage.cmd)),
                 cwd=root,
-                env=child_environment(),
+                env={k: v for k, v in child_environment().items() if k not in _needless(str(stage.cmd))},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -125,8 +126,13 @@ def import_text_sources(supervisor: Supervisor, patterns: Sequence[str], show: S
         write_json(memory, seen)
 
 
-def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> None:
+def run_command(
+    supervisor: Supervisor, what: str, command: str, show: Show, *, without: Sequence[str] = ()
+) -> None:
     """Runs `python -m ...` with this interpreter, or another command through the shell, outside DVC.
+
+    Args:
+        without: environment variables that it does not get.
 
     Raises:
         StageFailed: it ended with another exit code than 0.
@@ -137,9 +143,14 @@ def run_command(supervisor: Supervisor, what: str, command: str, show: Show) -> 
         lines.append(line)
         show(what, line)
 
-    status = supervisor.run(_arguments(command), what, on_line)
+    status = supervisor.run(_arguments(command), what, on_line, without=without)
     if status:
         raise StageFailed(what, status, STATE / "logs", lines[-5:])
+
+
+def _needless(command: str) -> tuple[str, ...]:
+    """Credentials that a command gets not: one of prefloop's own needs none here, another keeps its own."""
+    return credentials.ALL if command.startswith("python -m tasks.") else credentials.ORDERS
 
 
 def _arguments(command: str) -> list[str]:

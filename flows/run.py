@@ -30,7 +30,7 @@ from flows.server import prefect_api
 from flows.stage_run import Outcome, StageResult
 from flows.supervision import Stopped, Supervisor, supervise
 from flows.terminal import Terminal
-from flows.warm import warm_starts
+from flows.warm import find_warm, warm_starts
 from flows.workers.exchange import open_exchange
 from flows.workers.here import run_here
 from flows.workers.pools import Pools
@@ -108,6 +108,7 @@ def execute(root: Path, request: Request, terminal: Terminal) -> Ended:
     started = time.monotonic()
     settings.apply(root)
     with supervise(root, new_pipeline_id(), terminal.say) as supervisor:
+        supervisor.warm = find_warm(root)
         try:
             return _execute(root, request, terminal, supervisor, started)
         except Stopped:  # before a stage was started

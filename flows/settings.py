@@ -39,11 +39,11 @@ def apply(root: Path) -> None:
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment of a stage: this interpreter comes first on PATH, output is not held back."""
-    here = str(Path(sys.executable).parent)
+    here, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     return {
         **os.environ,
         **TELEMETRY_OFF,
-        "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),
+        "PATH": path if path.split(os.pathsep)[0] == here else os.pathsep.join([here, path]),
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",  # stages have a progress line of their own
         **(extra or {}),

@@ -63,6 +63,7 @@ class Supervisor:
         extra: Mapping[str, str] | None = None,
         service: bool = False,
         pass_fds: Sequence[int] = (),
+        without: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
         """Starts a child in a session of its own and records it by pid and start time.
 
@@ -72,6 +73,7 @@ class Supervisor:
             extra: further environment variables.
             service: others need it to end well, so a run that is asked to end lets it live until they have.
             pass_fds: open files that it gets beside the usual three.
+            without: environment variables that it does not get.
 
         Raises:
             Stopped: the run was asked to end.
@@ -82,7 +84,7 @@ class Supervisor:
             child = subprocess.Popen(
                 list(command),
                 cwd=folder or self.root,
-                env=self._environment(extra),
+                env=self._environment(extra, without),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output is not None else None,
@@ -99,19 +101,25 @@ class Supervisor:
         return child
 
     def _start_warm(
-        self, command: Sequence[str], what: str, folder: Path | None, extra: Mapping[str, str] | None
+        self,
+        command: Sequence[str],
+        what: str,
+        folder: Path | None,
+        extra: Mapping[str, str] | None,
+        without: Sequence[str],
     ) -> WarmChild | None:
         if self.warm is None or self.signal_number is not None:
             return None
-        child = self.warm.start(command, folder or self.root, self._environment(extra))
+        child = self.warm.start(command, folder or self.root, self._environment(extra, without))
         if child is not None:
             with self._lock:
                 self._children[child.pid] = what
             self._note(child.pid, what)
         return child
 
-    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
-        return child_environment({**self.variables, **(extra or {})})
+    def _environment(self, extra: Mapping[str, str] | None, without: Sequence[str] = ()) -> dict[str, str]:
+        every = child_environment({**self.variables, **(extra or {})})
+        return {name: value for name, value in every.items() if name not in without}
 
     def run(
         self,
@@ -121,14 +129,15 @@ class Supervisor:
         *,
         folder: Path | None = None,
         extra: Mapping[str, str] | None = None,
+        without: Sequence[str] = (),
     ) -> int:
         """Runs a child to its end, handing over each line it prints; returns its exit status.
 
         Raises:
             Stopped: the run was asked to end, before or meanwhile.
         """
-        child: Child = self._start_warm(command, what, folder, extra) or self.start(
-            command, what, folder=folder, extra=extra
+        child: Child = self._start_warm(command, what, folder, extra, without) or self.start(
+            command, what, folder=folder, extra=extra, without=without
         )
         try:
             assert child.stdout is not None

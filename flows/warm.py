@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows import credentials
 from flows.cores import device_of
 from flows.settings import STATE
 from flows.supervision import Supervisor
 from flows.warm_child import WarmStarts
 
 SWITCH = "PREFLOOP_WARM"
+ADDRESS = "PREFLOOP_WARM_ADDRESS"
+"""Environment variable: the socket of a warm process that somebody else keeps, such as a watch."""
 WORTHWHILE = 2
 """Stages that have to start for it to pay."""
 
@@ -39,6 +42,17 @@ MODULES = (
 """In the order in which a pipeline wants them. None of our own: they may be edited while a run goes on."""
 
 
+def worthwhile(root: Path) -> bool:
+    """True where stages run on a CPU, and nobody switched warm starts off."""
+    return os.environ.get(SWITCH) != "off" and device_of(root) == "cpu"
+
+
+def find_warm(root: Path) -> WarmStarts | None:
+    """Starts through the warm process that somebody keeps for this run; None where nobody does."""
+    address = os.environ.get(ADDRESS, "")
+    return WarmStarts(address) if address and Path(address).exists() and worthwhile(root) else None
+
+
 @contextmanager
 def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[None]:
     """Starts stages warm during the block, where that pays: several stages of ours, on a CPU.
@@ -50,7 +64,7 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
         commands: of the stages that may run.
     """
     ours = [command for command in commands if command.startswith("python -m tasks.")]
-    if len(ours) < WORTHWHILE or os.environ.get(SWITCH) == "off" or device_of(supervisor.root) != "cpu":
+    if supervisor.warm is not None or len(ours) < WORTHWHILE or not worthwhile(supervisor.root):
         yield
         return
     folder = Path(tempfile.mkdtemp(prefix="prefloop-warm-"))  # a socket's path has to be short
@@ -63,6 +77,7 @@ def warm_starts(supervisor: Supervisor, commands: Sequence[str]) -> Iterator[Non
             "warm process",
             output=output.fileno(),
             service=True,
+            without=credentials.ALL,  # a fork can read what its first process was started with
         )
     supervisor.warm = WarmStarts(address)
     try:

@@ -11,6 +11,9 @@ from typing import IO
 from flows.warm_leader import DVC
 from flows.warm_messages import send
 
+ENVIRONMENT = "tasks.environment"
+"""The one stage that a run starts without DVC: before there is a plan."""
+
 
 class WarmChild:
     """A leader and those it leads, as `subprocess.Popen` shows a child.
@@ -36,14 +39,14 @@ class WarmChild:
 
 
 class WarmStarts:
-    """Starts DVC for stages through the warm process at `address`."""
+    """Starts DVC for stages, and the stage `environment`, through the warm process at `address`."""
 
     def __init__(self, address: str) -> None:
         self._address = address
 
     def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> WarmChild | None:
-        """Starts DVC's command line in a session of its own; None where it has to be started cold."""
-        if list(command[1:3]) != ["-m", DVC]:
+        """Starts `python -m` of one of these in a session of its own; None where it has to start cold."""
+        if command[1] != "-m" or command[2] not in (DVC, ENVIRONMENT):
             return None
         output, output_end = os.pipe()
         status, status_end = os.pipe()
@@ -52,6 +55,7 @@ class WarmStarts:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(self._address)
                 asked = {
+                    "module": command[2],
                     "arguments": list(command[3:]),
                     "folder": str(folder.absolute()),
                     "environment": dict(environment),

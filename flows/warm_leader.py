@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flows import credentials
 from flows.warm_messages import listen, receive, send
 
 Work = Callable[[], Any]
@@ -32,17 +33,19 @@ LEADER = "PREFLOOP_LEADER"
 """Environment variable by which `tasks/__init__.py` finds the leader of its stage: the path of a socket."""
 UNWRITTEN = 120
 """Python's exit status where what was printed could not be written."""
-FREE = ("DVC", "PREFECT", "PREFLOOP_", "PWD", "OLDPWD", "SHLVL", "_")
-"""Environment variables, or beginnings of their names, that nothing reads while it is imported."""
+FREE = ("PWD", "OLDPWD", "SHLVL", "_", *credentials.ALL)
+FREE_BEGINNINGS = ("DVC", "PREFECT", "PREFLOOP_")
+"""Environment variables, and beginnings of their names, that nothing reads while it is imported."""
 
 
 def lead(
     asked: Mapping[str, Any], output: int, status: int, address: str, environment: Mapping[str, str]
 ) -> Work:
-    """Starts DVC, and the stage when DVC's command asks for it, and tells DVC's exit status.
+    """Starts DVC, and the stage when DVC's command asks for it, and tells DVC's exit status. Another module
+    that is asked for in DVC's place starts nothing further.
 
     Args:
-        asked: `arguments` for DVC, `environment` and `folder` of its process.
+        asked: `module`, `arguments` for it, `environment` and `folder` of its process.
         output: where both print.
         status: receives the leader's pid, and in the end the exit status, a line each.
         address: of the warm process; the leader's begins with it.
@@ -55,7 +58,7 @@ def lead(
     leader = _Leader(status, f"{address}-{os.getpid()}", environment)
     nothing = os.open(os.devnull, os.O_RDWR)
     _become(asked, [nothing, output, output])
-    work = leader.run(asked["arguments"])
+    work = leader.run(asked["module"], asked["arguments"])
     if work is None:
         leader.end()
     return work
@@ -76,13 +79,14 @@ class _Leader:
         signal.set_wakeup_fd(self._alarm[1], warn_on_full_buffer=False)
         self._stages: dict[int, socket.socket] = {}  # pid -> who asked for it, and waits
 
-    def run(self, arguments: Sequence[str]) -> Work | None:
+    def run(self, module: str, arguments: Sequence[str]) -> Work | None:
         os.write(self._status, f"{os.getpid()}\n".encode())
         dvc = os.fork()
         if not dvc:
             self._leave()
-            os.environ[LEADER] = self._address
-            return partial(_module, DVC, arguments)
+            if module == DVC:
+                os.environ[LEADER] = self._address
+            return partial(_module, module, arguments)
         while True:
             askers = [asker.fileno() for asker in self._stages.values()]
             ready = select.select([self._listener.fileno(), self._alarm[0], *askers], [], [])[0]
@@ -153,7 +157,7 @@ def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name not in FREE and not name.startswith(FREE[:3])
+        if name not in FREE and not name.startswith(FREE_BEGINNINGS)
     }
 
 

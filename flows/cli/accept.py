@@ -17,7 +17,8 @@ def command(
     """Say that a code edit changes no result: `dvc commit`, with the reason kept in accepted.jsonl."""
     from flows import settings
     from flows.acceptance import accept
+    from flows.cli.output import say
 
     settings.apply(Path("."))
     for name, differences in accept(Path("."), stage, why).items():
-        print(f"{name}: its results stay ({', '.join(differences)}); commit dvc.lock and accepted.jsonl")
+        say(f"{name}: its results stay ({', '.join(differences)}); commit dvc.lock and accepted.jsonl")

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli.output import say
 from flows.comparison import Comparison, compare
 from prefloop.errors import ConfigError
+from prefloop.printable import printable_line
 
 EPILOG = "Examples: prefloop compare previous latest; prefloop compare run-20250102 latest --json"
 WIDEST = 40
@@ -33,7 +35,7 @@ def command(
     for title, header, rows in tables(found):
         _show(title, header, rows)
     for sentence in found.verdict:
-        print(sentence)
+        say(sentence)
 
 
 def tables(found: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -63,13 +65,13 @@ def _show(title: str, header: list[str], rows: list[list[str]]) -> None:
     if not sys.stdout.isatty():
         print(title)
         for row in [header, *rows]:
-            print("\t".join(row))
+            print("\t".join(map(printable_line, row)))
         print()
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*header, title=title, title_justify="left")
+    table = Table(*map(printable_line, header), title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(printable_line, row))
+    Console(markup=False, emoji=False, highlight=False).print(table)  # [brackets] of a name are its own

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flows import settings
+from flows.cli.output import say
 from flows.tracking import pointer_of, track
 from prefloop.data.importing import Version, formats, import_files, versions
 from prefloop.errors import ConfigError
@@ -49,14 +50,14 @@ def import_(
         print(json.dumps(_plain(version), indent=2))
         return
     if not version.created:
-        print(f"{version.name} has this content already: nothing to do")
+        say(f"{version.name} has this content already: nothing to do")
         return
-    print(f"{version.name}: {_counted(version)}")
+    say(f"{version.name}: {_counted(version)}")
     if version.invalid:
         print(f"{version.invalid} records could not be read; validate quarantines them, each with its reason")
     if version.empty:
         print(f"{version.empty} records hold nothing that this format compares or shows")
-    print(f"commit {pointer.as_posix()}, then: prefloop plan")
+    say(f"commit {pointer.as_posix()}, then: prefloop plan")
 
 
 @app.command("formats")
@@ -83,7 +84,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of 
         print("nothing imported yet: prefloop data import FORMAT FILE...")
     else:
         for version in found:
-            print(f"{version.name}  {_counted(version)}")
+            say(f"{version.name}  {_counted(version)}")
 
 
 def as_options(texts: Sequence[str] | None) -> dict[str, str]:

@@ -30,6 +30,7 @@ def command(
 ) -> None:
     """Say what nothing needs any more, and what stays and why; with --yes, remove it."""
     from flows import settings
+    from flows.cli.output import say
     from flows.keeping.collect import Sweep, at_rest
     from flows.keeping.model import choose, seconds_of
     from flows.keeping.show import as_values, lines
@@ -48,4 +49,4 @@ def command(
         print(json.dumps(as_values(sweep.found, removed=yes), indent=2))
         return
     for line in lines(sweep.found, removed=yes):
-        print(line)
+        say(line)

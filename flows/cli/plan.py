@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows import settings
+from flows.cli.output import say
 from flows.leftovers import unfinished
 
 EPILOG = "Examples: prefloop plan; prefloop plan evaluate; prefloop plan --json"
@@ -39,8 +40,6 @@ def command(
         print(json.dumps(show.as_json(plan), indent=2))
         return
     for line in show.plan_lines(plan, skipped=not changed):
-        print(line)
+        say(line)
     for path, stage in plan.edited.items():
-        print(
-            f"{path} was changed by hand (stage {stage} writes it): prefloop run will refuse to overwrite it"
-        )
+        say(f"{path} was changed by hand (stage {stage} writes it): prefloop run will refuse to overwrite it")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows import settings
+from flows.cli.output import say_all
 from prefloop.errors import ConfigError
 
 EPILOG = (
@@ -35,4 +36,7 @@ def command(
     if bool(policy) != bool(why):
         raise ConfigError("--policy and --why go together", "say which policy, and why")
     record = promote(read_question(Choice(policy, why) if policy else None), dry_run=dry_run)
-    print(json.dumps(record, indent=2) if as_json else as_text(record))
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        say_all(as_text(record))

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from flows import settings
+from flows.cli.output import say
+from prefloop.printable import printable_line
 
 EPILOG = (
     "Examples: prefloop rebuild ppo /tmp/again; prefloop rebuild prefloop-policy@champion ../champion-again; "
@@ -38,15 +40,15 @@ def command(
     from flows.provenance.showing import rebuilt_lines
     from tasks.support.lineage import Lineage
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    def progress(text: str) -> None:
+        print(printable_line(text), file=sys.stderr, flush=True)
 
     lineage = Lineage(root)
-    found = rebuild(lineage, find_making(lineage, model), folder, dirty=dirty, say=say)
+    found = rebuild(lineage, find_making(lineage, model), folder, dirty=dirty, say=progress)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
         for line in rebuilt_lines(found.as_json()):
-            print(line)
+            say(line)
     if not found.identical or found.damaged:
         raise typer.Exit(1)

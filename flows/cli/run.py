@@ -46,6 +46,7 @@ def command(
     ] = False,
 ) -> None:
     """Run what changed since the last run, and what depends on it; end with a table of the policies."""
+    from flows.cli.output import say_all
     from flows.parameters import apply_changes
     from flows.run import Request, execute
     from flows.summary import as_values, summary_lines
@@ -66,7 +67,7 @@ def command(
         print(json.dumps(as_values(root, ended), indent=2))
     else:
         for line in summary_lines(root, ended):
-            print(line)
+            say_all(line)  # a failure's words are several lines
     leave(ended.exit_code)
 
 

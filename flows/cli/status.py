@@ -16,6 +16,7 @@ EPILOG = "Examples: prefloop status; prefloop status --json"
 def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False) -> None:
     """Say whether a run is live, what is up to date, what the latest run cost, how the policies compare."""
     from flows import settings
+    from flows.cli.output import say
     from flows.leftovers import unfinished
     from flows.planning.planner import make_plan, open_repo
     from flows.planning.show import as_json as plan_values
@@ -46,15 +47,15 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
         }
         print(json.dumps(values, indent=2))
         return
-    print(f"run {live[1]} is live (pid {live[0]})" if live else "no run is live")
+    say(f"run {live[1]} is live (pid {live[0]})" if live else "no run is live")
     if cut_off := unfinished(root) if live is None else set():
-        print(f"cut off or failed, to be continued by the next run: {', '.join(sorted(cut_off))}")
-    print(summary(plan))
+        say(f"cut off or failed, to be continued by the next run: {', '.join(sorted(cut_off))}")
+    say(summary(plan))
     if latest and latest.get("cost"):
         took = cost_words(latest["cost"])
-        print(f"latest run {latest['run']} ({latest['status'].lower()}): its stages took {took}")
+        say(f"latest run {latest['run']} ({latest['status'].lower()}): its stages took {took}")
     for line in policy_table(root):
-        print(line)
+        say(line)
     if (root / REPORT).exists():
         print(f"\nreport: {REPORT}")
     if live is None and (count := waiting()):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows import settings
+from flows.cli.output import say
 from prefloop.errors import ConfigError
 
 EPILOG = (
@@ -63,7 +64,7 @@ def command(
         print(json.dumps(found, indent=2))
         return
     for line in trace_lines(found):
-        print(line)
+        say(line)
 
 
 def _show_seen(lineage: Any, row: list[str], row_file: Path | None, as_json: bool) -> None:
@@ -84,4 +85,4 @@ def _show_seen(lineage: Any, row: list[str], row_file: Path | None, as_json: boo
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
     for line in seen_lines(answer):
-        print(line)
+        say(line)

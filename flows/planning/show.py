@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.planning.model import Action, Place, Plan, StagePlan
+from prefloop.printable import printable_line
 from tasks.support.costs import total
 
 WORDS = {
@@ -32,7 +33,7 @@ def plan_lines(plan: Plan, *, skipped: bool = True) -> list[str]:
         head = f"{stage.name:<{width}}  {WORDS[stage.action]:<21}"
         lines.append((head + (reasons[0] if reasons else "") + past).rstrip())
         lines += [" " * len(head) + reason for reason in reasons[1:]]
-    return [*lines, summary(plan)]
+    return [*map(printable_line, lines), summary(plan)]
 
 
 def summary(plan: Plan) -> str:

@@ -75,7 +75,8 @@ class Bucket:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.part")
         self._files.get_file(f"{self._prefix.rstrip('/')}/{name}", str(draft))
-        os.replace(draft, free_name(target))
+        target = free_name(target)
+        os.replace(draft, target)
         return target
 
 

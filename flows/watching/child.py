@@ -19,7 +19,7 @@ class Child:
 
     Args:
         command: what to start.
-        lifeline: variables by which it notices that the watch is gone.
+        variables: by which it notices that the watch is gone, and finds what the watch keeps for it.
         quiet: keep standard output free; what the run prints goes to standard error.
 
     Attributes:
@@ -28,13 +28,13 @@ class Child:
     """
 
     def __init__(
-        self, root: Path, command: Sequence[str], lifeline: Mapping[str, str], *, quiet: bool
+        self, root: Path, command: Sequence[str], variables: Mapping[str, str], *, quiet: bool
     ) -> None:
         self.superseded = self.asked = False
         self._process = subprocess.Popen(
             list(command),
             cwd=root,
-            env=child_environment(lifeline),
+            env=child_environment(variables),
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno() if quiet else None,
             start_new_session=True,  # Ctrl-C comes by way of the watch, once

@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from prefloop.printable import printable
+
 
 class Voice:
     """Writes events to standard output as they happen.
@@ -31,9 +33,7 @@ class Voice:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = json.dumps({"time": now, "event": event, "text": text, **values})
         else:  # a file's name may hold what a terminal would obey
-            line = "\n".join(
-                "".join(c if c.isprintable() else "?" for c in part) for part in text.split("\n")
-            )
+            line = printable(text)
         try:
             print(line, file=self._stream, flush=True)
         except (OSError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -16,23 +15,20 @@ from flows.planning.planner import open_repo
 from flows.settings import STATE
 from flows.supervision import live_run
 from flows.watching.bucket import Bucket
-from flows.watching.child import Child
+from flows.watching.bucket_feed import BucketFeed
 from flows.watching.debounce import Debounce
 from flows.watching.files import Hashes, signature
 from flows.watching.incoming import Incoming
 from flows.watching.memory import Memory
 from flows.watching.options import Options
+from flows.watching.runs import BUSY, Runs
 from flows.watching.sources import Sources
 from flows.watching.voice import Voice
-from flows.watching.work import Work, find_work
 from prefloop.errors import PrefloopError, WorkspaceError
-from prefloop.files import sha256_file
 from tasks.support.locks import held
 from tasks.support.process import lifeline, watch_parent
 
 RETRY_SECONDS: Final = 30.0
-BUSY: Final = WorkspaceError.exit_code
-STOPPED: Final = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def watch(root: Path, options: Options, voice: Voice) -> int:
@@ -64,27 +60,26 @@ class Watch:
     def __init__(
         self, root: Path, options: Options, voice: Voice, bucket: Bucket | None, variables: Mapping[str, str]
     ) -> None:
-        self._root, self._options, self._voice, self._variables = root, options, voice, variables
+        self._root, self._options, self._voice = root, options, voice
         self._memory = Memory.load(root)
         self._hashes = Hashes(self._memory.hashes)
         self._sources = Sources(root, self._hashes)
         self._incoming = Incoming(root, root / options.incoming, options.default, voice)
-        self._bucket = bucket
+        self._bucket = (
+            BucketFeed(bucket, root, options.incoming, options.bucket_interval, self._memory, voice)
+            if bucket
+            else None
+        )
+        self._runs = Runs(root, options, voice, self._memory, variables)
         self._debounce = Debounce(options.quiet, options.most)
         self._looked = self._started = time.monotonic()
-        self._bucket_looked = -options.bucket_interval
         self._seen_sources = self._sources.look()
         self._seen_params = signature(root / "params.yaml")
         self._dirty = True  # data/sources may not be what the last run began with
-        self._owed = False  # a run is due although data/sources stands as it was
         self._retry_at = 0.0
-        self._child: Child | None = None
-        self._began = self._began_params = ""
-        self._preparing = self._tried_again = False
         self._weighed: object = None
         self._signal: int | None = None
         self._wake = threading.Event()
-        self._exit_code = 0
 
     def run(self) -> int:
         """Looks and acts until asked to end; returns the exit code."""
@@ -98,13 +93,8 @@ class Watch:
 
     def stop(self, number: int) -> None:
         """Asks the watch, and the run under way, to end; once more ends at once."""
-        again = self._signal is not None
         self._signal = self._signal or number
-        if self._child is not None:
-            if again or not self._child.asked:  # a second signal ends a run at once
-                self._child.send(number)
-        elif again:
-            os._exit(128 + number)  # what is half done is done anew next time
+        self._runs.stop(number)
         self._wake.set()
 
     def _tick(self) -> None:
@@ -113,42 +103,31 @@ class Watch:
         if self._look(now):
             self._debounce.notice(earliest, now)
             self._retry_at = 0.0
-        if self._child is not None:
-            self._attend(self._child, now)
-        if self._child is None and now >= self._retry_at and self._wants(now) and self._debounce.due(now):
+        if self._runs.live:
+            self._attend(now)
+        if not self._runs.live and now >= self._retry_at and self._wants(now) and self._debounce.due(now):
             self._act(now)
+        if not self._runs.live and not self._wants(now):
+            self._runs.prepare()
 
     def _look(self, now: float) -> bool:
         changed = False
         sources, params = self._sources.look(), signature(self._root / "params.yaml")
         if sources != self._seen_sources:
             self._seen_sources, self._dirty, changed = sources, True, True
-            if self._child is not None or live_run(self._root) is not None:
+            if self._runs.live or live_run(self._root) is not None:
                 self._memory.under_run = True
                 self._remember()
         if params != self._seen_params:
             self._seen_params = params
             if self._memory.failed:
                 self._dirty = changed = True
-        self._look_into_bucket(now)
+        if self._bucket is not None:
+            self._bucket.look(now)
         return self._incoming.look(now) or changed
 
-    def _look_into_bucket(self, now: float) -> None:
-        if self._bucket is None or now - self._bucket_looked < self._options.bucket_interval:
-            return
-        self._bucket_looked = now
-        try:
-            for name, version in self._bucket.new(self._memory.bucket).items():
-                file = self._bucket.fetch(name, self._root / self._options.incoming)
-                self._memory.bucket[name] = version
-                self._memory.save(self._root)
-                self._voice.say("fetched", f"{name} of {self._bucket.url} is now {file}", object=name)
-            self._voice.forget("bucket")
-        except Exception as error:  # each store has its own errors, and most of them pass
-            self._voice.say_once("bucket", f"{self._bucket.url} cannot be read, tried again: {error}")
-
     def _wants(self, now: float) -> bool:
-        return self._dirty or self._owed or bool(self._incoming.whole(now))
+        return self._dirty or self._runs.owed or bool(self._incoming.whole(now))
 
     def _act(self, now: float) -> None:
         """Takes what was delivered, and starts a run where the data became another."""
@@ -173,7 +152,7 @@ class Watch:
                     self._incoming.take(whole)
             self._seen_sources, self._dirty = self._sources.look(), False
             self._memory.pointers = self._sources.pointers()
-            self._decide(self._sources.content(), self._params(), touched and not whole)
+            self._runs.decide(self._sources.content(), touched=touched and not whole)
             self._remember()
             self._voice.forget("trouble")
         except (PrefloopError, OSError) as error:
@@ -190,58 +169,12 @@ class Watch:
             for name in self._sources.fetch():
                 self._voice.say("pulled", f"the data of {name} is here now", pointer=name)
 
-    def _decide(self, data: str, params: str, touched: bool) -> None:
-        failed = self._memory.failed
-        if data == self._memory.data and not failed and not self._owed:
-            if touched:
-                self._voice.say("unchanged", "the data is what the last run began with: nothing to do")
-            self._memory.under_run = False
-            return
-        work = self._work()
-        if not work.needed and not (self._memory.under_run and work.fresh):
-            self._memory.data, self._memory.failed, self._memory.under_run = data, {}, False
-            self._owed = False
-            self._voice.say("up-to-date", "every stage is up to date with the data: nothing to do")
-        elif failed.get("data") == data and failed.get("params") == params and not self._owed:
-            self._exit_code = int(failed["exit_code"])
-            self._voice.say_once(
-                "failed-before",
-                f"the last run failed on this data with exit code {self._exit_code}: "
-                "tried again when data or parameters change",
-            )
-        elif self._memory.under_run and data != self._memory.data and work.fresh:
-            # DVC hashes what a stage read after the stage ended: one that read older data counts as fresh.
-            self._start(data, params, (*work.fresh, "--force"), preparing=True)
-        else:
-            self._memory.under_run = False
-            self._start(data, params, self._options.arguments, preparing=False)
-
-    def _work(self) -> Work:
-        if not self._options.planned:
-            return Work(needed=True)  # the run itself ends before Prefect starts where there is none
-        return find_work(self._root)
-
-    def _start(self, data: str, params: str, arguments: tuple[str, ...], *, preparing: bool) -> None:
-        if self._signal is not None:
-            self._dirty = True
-            return
-        self._began, self._began_params, self._preparing, self._owed = data, params, preparing, False
-        command = [*self._options.command, *arguments]
-        self._child = Child(self._root, command, self._variables, quiet=self._voice.as_json)
-        self._voice.say(
-            "run", f"data changed: running (pid {self._child.pid})", pid=self._child.pid, data=data
-        )
-
-    def _attend(self, child: Child, now: float) -> None:
-        status = child.status()
-        if status is None:
-            if self._options.supersede and not child.asked and self._newer(now):
-                self._voice.say("supersede", f"newer data arrived: asking the run to end (pid {child.pid})")
-                child.supersede()
-            return
-        self._child = None
-        self._ended(child, status)
-        self._remember()
+    def _attend(self, now: float) -> None:
+        if self._runs.ended(dirty=self._dirty):
+            self._dirty = self._dirty or self._runs.outdated
+            self._remember()
+        elif self._options.supersede and self._runs.may_yield and self._newer(now):
+            self._runs.supersede()
 
     def _newer(self, now: float) -> bool:
         """True when data came to rest that the run under way does not have."""
@@ -251,35 +184,11 @@ class Watch:
             return False
         self._weighed = pending
         try:
-            return (self._dirty and self._sources.content() != self._began) or bool(self._incoming.new(whole))
+            return (self._dirty and self._sources.content() != self._runs.began) or bool(
+                self._incoming.new(whole)
+            )
         except (PrefloopError, OSError):
             return False
-
-    def _ended(self, child: Child, status: int) -> None:
-        if status == 0 and self._preparing:
-            self._owed, self._memory.under_run = True, self._dirty
-        elif status == 0:
-            self._memory.data, self._memory.failed, self._exit_code = self._began, {}, 0
-            self._voice.say("done", "the run ended well", exit_code=0)
-        elif (child.superseded or self._signal is not None) and status in STOPPED:
-            self._owed = True
-        elif status == BUSY and not self._tried_again:
-            self._owed = self._tried_again = True  # another run may have been quicker by a moment
-            return
-        else:
-            self._exit_code = status
-            self._memory.failed = {"data": self._began, "params": self._began_params, "exit_code": status}
-            self._dirty = self._dirty or self._params() != self._began_params
-            self._voice.say(
-                "failed",
-                f"the run ended with exit code {status}: tried again when data or parameters change",
-                exit_code=status,
-            )
-        self._tried_again = False
-
-    def _params(self) -> str:
-        path = self._root / "params.yaml"
-        return sha256_file(path) if path.exists() else ""
 
     def _remember(self) -> None:
         self._memory.hashes = self._hashes.as_values()
@@ -290,10 +199,10 @@ class Watch:
 
     def _finished(self, now: float) -> bool:
         """With `once`: nothing is under way, and nothing there can be dealt with now."""
-        if self._child is not None:
+        if self._runs.live:
             return False
         if self._retry_at > now:
-            self._exit_code = BUSY
+            self._runs.exit_code = BUSY
             return True
         if self._wants(now):
             return False
@@ -305,13 +214,12 @@ class Watch:
         return True
 
     def _end(self) -> int:
-        if self._child is not None and not self._child.asked:
-            self._child.send(self._signal or signal.SIGTERM)  # it was being started when the signal came
-        while self._child is not None:
-            self._attend(self._child, time.monotonic())
+        self._runs.end()
+        while self._runs.live:
+            self._attend(time.monotonic())
             time.sleep(0.1)
         if self._signal is None:
-            return self._exit_code
+            return self._runs.exit_code
         self._voice.say("stopped", "stopped; start it again to go on")
         return 128 + self._signal
 

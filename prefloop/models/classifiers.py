@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from prefloop.errors import ModelError
 from prefloop.models.loading import (
     UNREADABLE,
+    checked_folder,
     first_line,
     fit_embeddings,
-    hub_options,
     load_tokenizer,
     prepared,
     quiet,
@@ -35,15 +35,19 @@ def load_classifier(
     Raises:
         ModelError: it cannot be loaded, or lacks weights that it ought to hold.
     """
-    options = hub_options(source, revision, trust_remote_code)
+    folder = checked_folder(source, revision, trust_remote_code)
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer.padding_side = "right"
-    if labels:
-        options["num_labels"] = labels
+    head = {"num_labels": labels} if labels else {}
     try:
         with quiet():  # a trunk without a head is what is wanted; a whole one is looked at below
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **head,
             )
     except UNREADABLE as error:
         raise ModelError(

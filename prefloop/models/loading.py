@@ -24,6 +24,7 @@ from prefloop.data.default_templates import PAD, ensure_chat_template, is_own
 from prefloop.data.template_trial import try_template
 from prefloop.errors import ModelError
 from prefloop.models.folder_check import check_folder
+from prefloop.models.hub import is_hub_id, local_copy
 from prefloop.models.quick_norms import quicken_norms
 
 # What transformers raises for files that are missing, damaged, of another shape or of another library.
@@ -52,13 +53,18 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """Arguments common to every `from_pretrained`: a folder takes no revision.
+def checked_folder(
+    source: str, revision: str | None, trust_remote_code: bool, *, weights: bool = True
+) -> Path:
+    """The folder of a model, one of the hub fetched before, once nothing in it speaks against reading it.
+
+    Args:
+        weights: False fetches no weights from the hub.
 
     Raises:
-        ModelError: `source` looks like a path and is no model folder, or holds what is not read.
+        ModelError: `source` looks like a path and is no model folder, cannot be fetched, or holds what is not
+            read.
     """
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = Path(source)
     if path.exists():
         if not (path / "config.json").is_file():
@@ -66,12 +72,12 @@ def hub_options(source: str, revision: str | None, trust_remote_code: bool) -> d
                 f"{source} is no model folder: it has no config.json",
                 "point to a folder that holds config.json, model.safetensors and the tokenizer's files",
             )
-        check_folder(path, trust_remote_code)
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+    elif not is_hub_id(source) or source.count("/") > 1:
         raise ModelError(f"the model folder {source} does not exist")
-    elif revision:
-        options["revision"] = revision
-    return options
+    else:
+        path = local_copy(source, revision, code=trust_remote_code, weights=weights)
+    check_folder(path, trust_remote_code)
+    return path
 
 
 def load_tokenizer(
@@ -82,13 +88,16 @@ def load_tokenizer(
     Raises:
         ModelError: it cannot be loaded.
     """
-    options = hub_options(source, revision, trust_remote_code)
+    folder = checked_folder(source, revision, trust_remote_code, weights=False)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
     except UNREADABLE as error:
         raise ModelError(
             f"the tokenizer of {source} could not be loaded: {first_line(error)}", _remedy(source)
         ) from error
+    tokenizer.name_or_path = source
     if not ensure_chat_template(tokenizer) and not is_own(str(tokenizer.chat_template)):
         try_template(str(tokenizer.chat_template), source)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -117,15 +126,19 @@ def load_policy(
         ModelError: it is no such model, holds only pickled weights, or cannot be reached.
     """
     name = str(source)
-    options = hub_options(name, revision, trust_remote_code)
+    folder = checked_folder(name, revision, trust_remote_code, weights=not random_weights)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         if random_weights:
-            config = AutoConfig.from_pretrained(name, **options)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
             )
             model, found = loaded
             require_weights(name, found["missing_keys"])

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def alongside() -> Iterator[None]:
 
     A block of less than five seconds leaves its events to whoever delivers next.
     """
-    if os.environ.get("PREFLOOP_TRACKING") == "off" or _pipeline_delivers():
+    if os.environ.get("PREFLOOP_TRACKING") == "off" or pipeline_delivers(os.environ):
         yield
         return
     process = DeliveryProcess()
@@ -89,9 +89,10 @@ def alongside() -> Iterator[None]:
         process.finish(FINISH_SECONDS if well else HURRIED_SECONDS)
 
 
-def _pipeline_delivers() -> bool:
-    pid = os.environ.get(DELIVERED, "")
-    if not os.environ.get(PIPELINE_ID) or not pid.isdigit():
+def pipeline_delivers(variables: Mapping[str, str]) -> bool:
+    """True where a pipeline delivers what a process in this environment logs."""
+    pid = variables.get(DELIVERED, "")
+    if not variables.get(PIPELINE_ID) or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.support.curve import Curve
@@ -14,14 +14,25 @@ from tasks.support.tracking import RunTracker
 class StageRecorder:
     """Passes a trainer's reports on to the learning curve, the progress line and the tracking spool.
 
+    Args:
+        note_cost: called after each step; keeps what the stage cost so far where that is due.
+
     Attributes:
         resumed_from: the step that training went on after, or None.
     """
 
-    def __init__(self, curve: Curve, progress: Progress, tracker: RunTracker, stop: StopFlag) -> None:
+    def __init__(
+        self,
+        curve: Curve,
+        progress: Progress,
+        tracker: RunTracker,
+        stop: StopFlag,
+        note_cost: Callable[[], None],
+    ) -> None:
         self.curve = curve
         self.resumed_from: int | None = None
         self._progress, self._tracker, self._stop = progress, tracker, stop
+        self._note_cost = note_cost
         self._latest: dict[str, float] = {}
 
     def log(self, step: int, total: int, values: Mapping[str, float]) -> None:
@@ -29,6 +40,7 @@ class StageRecorder:
         self._progress.update(step, total, values)
         self._tracker.metrics(step, values)
         self._latest = dict(values)
+        self._note_cost()
 
     def resume(self, step: int) -> None:
         """Cuts the curve back to `step`, and tells the tracking server the rows that an earlier process

@@ -36,6 +36,7 @@ from tasks.support.ranks import Finished, following, place
 from tasks.support.recording import StageRecorder
 from tasks.support.runs import Clock, git_state
 from tasks.support.signals import StopFlag
+from tasks.support.spent import Spent
 from tasks.support.spool import mlflow_run_id
 from tasks.support.tracking import RunTracker, pipeline_id, registered_name
 from tasks.support.workspace import metrics_file, slug, state_folder
@@ -80,6 +81,7 @@ class Stage(Generic[C]):
         self.follows = place() is not None
         self.resources = ExitStack()
         self.clock = Clock()
+        self._spent = Spent(self.scratch)
         self.tracker = RunTracker(name)
         self.figures: dict[str, Any] = {}
         self._models: list[Path] = []
@@ -147,7 +149,9 @@ class Stage(Generic[C]):
             return Silent()
         if self._recorder is None:
             curve = Curve(self.scratch / "curve.jsonl")
-            self._recorder = StageRecorder(curve, self.progress, self.tracker, self.stop)
+            self._recorder = StageRecorder(
+                curve, self.progress, self.tracker, self.stop, self._note_cost_if_due
+            )
         return self._recorder
 
     def output(self, path: Path | str) -> AbstractContextManager[Path]:
@@ -241,17 +245,26 @@ class Stage(Generic[C]):
             {"prefloop.error": "stopped by a signal" if stopped else f"{type(error).__name__}: {error}"}
         )
         self._track_cost()
+        self._spent.note(self._own_cost())
         self.tracker.end("KILLED" if stopped else "FAILED")
         if self._bare is not None:
             self._bare.status = "KILLED" if stopped else "FAILED"
             self._bare.finish(final=False)
 
     def _track_cost(self) -> dict[str, float]:
-        """Tells the tracking server what the stage cost so far, and returns it."""
-        shared = isinstance(self.config, TrainingConfig)
-        cost = self.clock.cost(gpus_used(int(self._environment().get("processes", 1)) if shared else 1))
+        """Tells the tracking server what the stage cost so far, in all its processes, and returns it."""
+        cost = self._spent.with_own(self._own_cost())
         self.tracker.metrics(0, cost, "cost")
         return cost
+
+    def _own_cost(self) -> dict[str, float]:
+        """Of this process, and of those that it started."""
+        shared = isinstance(self.config, TrainingConfig)
+        return self.clock.cost(gpus_used(int(self._environment().get("processes", 1)) if shared else 1))
+
+    def _note_cost_if_due(self) -> None:
+        if self._spent.due:
+            self._spent.note(self._own_cost())
 
     def _environment(self) -> dict[str, Any]:
         return dict(read_json(ENVIRONMENT)) if ENVIRONMENT.exists() else {}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from flows.watching import files
+from flows.settings import child_environment
+from flows.watching import files, standby
 from flows.watching.bucket import Bucket
 from flows.watching.debounce import Debounce
 from flows.watching.files import Hashes, look
@@ -20,6 +23,7 @@ from flows.watching.options import Options
 from flows.watching.sources import Sources
 from flows.watching.voice import Voice
 from prefloop.errors import ConfigError, DataError
+from tasks.support.process import lifeline
 
 
 def test_a_debounce_waits_for_quiet_but_not_for_ever() -> None:
@@ -179,7 +183,7 @@ def test_a_bucket_brings_each_content_once(tmp_path: Path) -> None:
     (store / "trl/2024/a.jsonl").write_text("changed")
     bucket.new(new)
     assert list(bucket.new(new)) == ["trl/2024/a.jsonl"]
-    bucket.fetch("trl/2024/a.jsonl", folder)
+    assert bucket.fetch("trl/2024/a.jsonl", folder) == folder / "trl/2-2024-a.jsonl"
     assert (folder / "trl/2024-a.jsonl").read_text() == "a", "what waits is not written over"
     assert (folder / "trl/2-2024-a.jsonl").read_text() == "changed"
     assert not list(folder.rglob(".*"))
@@ -226,7 +230,7 @@ def test_messages_hold_nothing_that_a_terminal_obeys() -> None:
     voice.say_once("waiting", "for it")
     voice.forget("waiting")
     voice.say_once("waiting", "for it")
-    assert stream.getvalue() == "?[2Jnasty?.jsonl: imported\nfor it\nfor it\n"
+    assert stream.getvalue() == "\\x1b[2Jnasty\\x0d.jsonl: imported\nfor it\nfor it\n"
 
 
 def test_a_memory_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
@@ -260,3 +264,46 @@ def test_a_batch_is_handed_over_whole_and_an_equal_one_is_the_same_file(tmp_path
     with pytest.raises(DataError, match="unknown format"):
         hand_over(tmp_path, rows, [], "../../etc")
     assert list(folder.iterdir()) == []
+
+
+def test_a_warm_process_is_kept_until_what_it_holds_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "worthwhile", lambda root: True)
+    monkeypatch.setattr(standby, "MODULES", ())
+    monkeypatch.setenv("HF_TOKEN", "a secret")
+    with lifeline(tmp_path / "lifeline") as variables:
+        kept = standby.Standby(tmp_path, variables)
+        assert kept.variables() == {}
+        try:
+            kept.keep()
+            (first,) = kept.variables().values()
+            process = psutil.Process(kept._process.pid)
+            assert "HF_TOKEN" not in process.environ()
+            kept.keep()
+            assert kept.variables() == {"PREFLOOP_WARM_ADDRESS": first}
+            monkeypatch.setattr(standby, "_present", lambda: {"flows/warm_leader.py": 1})
+            assert kept.variables() == {}, "a run starts cold rather than with older code"
+            kept.keep()
+            (second,) = kept.variables().values()
+            assert second != first
+            assert not process.is_running()
+        finally:
+            kept.end()
+    assert kept.variables() == {}
+    assert not Path(second).parent.exists()
+
+
+def test_what_a_standby_holds_are_packages_and_files_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = standby._present()
+    names = {Path(path).name for path in held}
+    assert {"site-packages", "warm_leader.py", "credentials.py", "process.py"} <= names
+    monkeypatch.setenv("PREFLOOP_WARM", "off")
+    assert not standby.worthwhile(Path("."))
+
+
+def test_the_path_of_children_of_children_is_that_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    once = child_environment()["PATH"]
+    monkeypatch.setenv("PATH", once)
+    assert child_environment()["PATH"] == once == f"{Path(sys.executable).parent}{os.pathsep}/usr/bin"

@@ -45,7 +45,7 @@ with held(".prefloop/locks/workspace.lock", "the workspace"):
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from flows.watching import incoming, options, voice, watch
+from flows.watching import incoming, options, runs, voice, watch
 
 def die(*_arguments, **_names):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -57,7 +57,7 @@ match wanted.pop("die_at", ""):
     case "move":
         incoming.Incoming._move = die
     case "decide":
-        watch.Watch._decide = die
+        runs.Runs.decide = die
 command = tuple(wanted.pop("command", (sys.executable, "stand_in.py")))
 chosen = options.Options(**{"interval": 0.1, "quiet": 1.2, "command": command, **wanted})
 sys.exit(watch.watch(Path("."), chosen, voice.Voice(as_json=True)))

@@ -3,124 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.pipeline.conftest import TINY, Workspace
+
 pytestmark = pytest.mark.slow
 
-TINY = {
-    "ingest.world.documents": 400,
-    "ingest.world.demonstrations": 120,
-    "ingest.world.preferences": 60,
-    "ingest.world.prompts": 120,
-    "ingest.world.evaluation": 30,
-    "ingest.world.harmful": 12,
-    "base.architecture.hidden_size": 32,
-    "base.architecture.intermediate_size": 64,
-    "base.architecture.layers": 1,
-    "base.steps": 30,
-    "sft.steps": 8,
-    "reward.steps": 4,
-    "reward.normalise_prompts": 16,
-    "reward.bootstrap": 100,
-    "ppo.steps": 2,
-    "ppo.batch_size": 16,
-    "ppo.select_prompts": 8,
-    "dpo.steps": 4,
-    "evaluate.bootstrap": 100,
-    "evaluate.oracle_samples": 2,
-    "evaluate.batch_size": 64,
-}
 CONTRACT = {
     "gold", "reward", "win_rate_vs_sft", "kl_to_sft", "length", "ended", "distinct_2", "by_kind",
 }  # fmt: skip
-
-
-class Workspace:
-    """A copy of this repository, as a fresh clone would be, in which commands are given.
-
-    Attributes:
-        variables: what commands find in their environment besides.
-    """
-
-    def __init__(self, root: Path, variables: dict[str, str] | None = None) -> None:
-        self.root, self.variables = root, variables or {}
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PREFECT", "DVC_STAGE", "PREFLOOP"))
-        } | self.variables
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=self.root,
-            env={**environment, "PYTHONPATH": str(self.root), "GIT_CONFIG_GLOBAL": os.devnull},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
-        return done
-
-    def prefloop(self, *arguments: str) -> str:
-        return self.command("flows.cli.main", *arguments).stdout
-
-    def run(self, *arguments: str) -> str:
-        """`prefloop run`; what it printed, progress included."""
-        done = self.command("flows.cli.main", "run", *arguments)
-        return done.stdout + done.stderr
-
-    def plan(self) -> dict[str, dict]:
-        return {stage["stage"]: stage for stage in json.loads(self.prefloop("plan", "--json"))}
-
-    def actions(self, action: str) -> set[str]:
-        return {name for name, stage in self.plan().items() if stage["action"] == action}
-
-    def read(self, name: str) -> dict:
-        return json.loads((self.root / name).read_text())
-
-    def weights(self) -> dict[str, bytes]:
-        return {
-            str(file.relative_to(self.root)): file.read_bytes()
-            for file in sorted(self.root.glob("models/*/*.safetensors"))
-        }
-
-
-def clone_of(repository: Path, root: Path) -> Path:
-    """Copies the repository as it is, and commits it there; returns `root`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=repository, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (repository / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(repository / name, root / name)
-    for command in (
-        ["init", "-q", "-b", "main"],
-        ["add", "-A"],
-        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "a clone"],
-    ):
-        subprocess.run(["git", *command], cwd=root, check=True)
-    return root
-
-
-@pytest.fixture(scope="module")
-def workspace(
-    tmp_path_factory: pytest.TempPathFactory, repository: Path, request: pytest.FixtureRequest
-) -> Workspace:
-    """After a first run at a tiny size."""
-    made = Workspace(clone_of(repository, tmp_path_factory.mktemp("real") / "prefloop"))
-    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    made.first_output = made.run(*settings)  # with a server of its own, as a stranger's first run
-    made.variables["PREFECT_API_URL"] = request.getfixturevalue("prefect_api")
-    return made
 
 
 def test_a_run_ends_with_figures_a_report_and_a_decision(workspace: Workspace) -> None:

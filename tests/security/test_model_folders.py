@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,8 @@ from prefloop.data.validation.checking import token_counter
 from prefloop.errors import ModelError
 from prefloop.files import sha256_file, write_json
 from prefloop.models.exporting import export_model
-from prefloop.models.loading import load_policy
+from prefloop.models.hub import resolve_revision
+from prefloop.models.loading import load_policy, load_tokenizer
 from prefloop.models.reward_model import RewardModel
 from prefloop.training.checkpoints import Checkpoints
 from tests import tiny
@@ -214,6 +216,106 @@ def test_a_folder_as_the_hubs_cache_lays_it_out_is_loaded(folder: Path, tmp_path
         file.rename(blobs / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     load_policy(snapshot)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "attacker/model"
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Puts the folder, as it is then, into the hub's cache on this machine, and loads it by its name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def load(how: Callable[..., Any] = load_policy, **options: Any) -> Any:
+        cache = tmp_path / "cache/models--attacker--model"
+        snapshot = cache / "snapshots" / COMMIT
+        for made in (cache / "blobs", cache / "refs", snapshot):
+            made.mkdir(parents=True, exist_ok=True)
+        (cache / "refs/main").write_text(COMMIT)
+        for number, file in enumerate(sorted(folder.iterdir())):
+            if file.is_symlink():
+                (snapshot / file.name).symlink_to(os.readlink(file))
+            else:
+                shutil.copyfile(file, cache / "blobs" / str(number))
+                (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+        return how(NAME, **options)
+
+    return load
+
+
+def test_a_model_by_its_name_is_loaded_from_the_cache_and_known_by_its_name(
+    folder: Path, hub: Callable[..., Any]
+) -> None:
+    here, _ = load_policy(folder)
+    there, tokenizer = hub(revision=COMMIT)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True)
+    )
+    assert tokenizer.name_or_path == NAME
+    assert resolve_revision(NAME, "main") == COMMIT
+    with pytest.raises(ModelError, match="attacker/other at main could not be found"):
+        load_policy("attacker/other")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda name, **_: load_policy(name),
+        lambda name, **_: load_policy(name, random_weights=True),
+        lambda name, **_: RewardModel.create(name, seed=0),
+        lambda name, **_: load_tokenizer(name),
+        lambda name, **_: token_counter(name),
+    ],
+    ids=["policy", "shape", "reward model", "tokenizer", "lengths"],
+)
+@pytest.mark.parametrize("attack", ["adapter", "link", "index"])
+def test_what_a_model_by_name_holds_is_refused_before_anything_reads_it(
+    folder: Path,
+    tmp_path: Path,
+    hub: Callable[..., Any],
+    load: Any,
+    attack: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if attack == "adapter":
+        write_json(folder / "adapter_config.json", {"base_model_name_or_path": "attacker/other"})
+    elif attack == "link":
+        (tmp_path / "secret").write_text("{}")
+        (folder / "extra.json").symlink_to(tmp_path / "secret")
+    else:
+        write_json(folder / "model.safetensors.index.json", {"weight_map": {"w": "../../../../evil.bin"}})
+    for reader in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(
+            f"transformers.{reader}.from_pretrained", lambda *_, **__: pytest.fail("was read")
+        )
+    with pytest.raises(ModelError, match=r"adapter_config|outside its folder|index\.json names"):
+        hub(load)
+
+
+def test_pickled_weights_of_a_model_by_name_are_not_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.append(options) or str(folder)
+    )
+    load_policy(NAME, revision=COMMIT)
+    files = ["model.safetensors", "config.json", "tokenizer.json", "pytorch_model.bin", "evil.py", "x.pkl"]
+    files += ["onnx/model.safetensors", "original/consolidated.pth"]
+    wanted = [
+        set(
+            huggingface_hub.utils.filter_repo_objects(
+                files, allow_patterns=one["allow_patterns"], ignore_patterns=one["ignore_patterns"]
+            )
+        )
+        for one in asked
+    ]
+    assert wanted == [set(files[:3]), set(files[1:3])], "the model's, then those of its tokenizer alone"
+    assert {one["revision"] for one in asked} == {COMMIT}
 
 
 def test_a_checkpoint_that_somebody_replaced_is_passed_over_and_its_code_does_not_run(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import subprocess
+import sys
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -147,3 +150,86 @@ def test_a_model_that_answers_in_control_sequences_moves_nothing(capsys: pytest.
     said = say(iter(["fine ", *ANSI.values()]))
     assert printable(capsys.readouterr().out) == "fine " + "".join(map(printable, ANSI.values())) + "\n"
     assert said.startswith("fine \x1b"), "the conversation goes on with what the model said"
+
+
+NAMES = {case: f"gpt{text}x" for case, text in ANSI.items()}
+
+
+def check_screen(text: str) -> None:
+    """Nothing of what was printed acts on a terminal, and every name is there, written out."""
+    assert printable(text) == text
+    for name in NAMES.values():
+        assert printable_line(name) in text
+
+
+def test_a_plan_writes_out_names_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.cli.output import say
+    from flows.planning.model import Action, Plan, Reason, StagePlan
+    from flows.planning.show import plan_lines
+
+    reasons = tuple(
+        reason
+        for name in NAMES.values()
+        for reason in (Reason("parameter", name, 1, 2), Reason("parameter", "title", "a", name))
+    )
+    stages = tuple(StagePlan(f"sft@{name}", Action.RUN, (), reasons[:6]) for name in NAMES.values())
+    later = StagePlan("report", Action.MAYBE, (), tuple(Reason("upstream", n) for n in NAMES.values()))
+    broken = StagePlan("evil\npromote  evil is champion", Action.RUN, ())
+    lines = plan_lines(Plan((*stages, later, broken)))
+    assert len(lines) == 6 * len(stages) + 3
+    for line in lines:
+        say(line)
+    check_screen(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["terminal", "pipe"])
+def test_a_comparison_writes_out_what_mlflow_tells(
+    live: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import compare
+    from tasks.support import records
+
+    names = list(NAMES.values())
+    monkeypatch.setenv("COLUMNS", "400")
+    made = {
+        run: {
+            "run": run,
+            "params": dict.fromkeys(names, value) | {"title": f"[red]{run}[/red]"},
+            "figures": {name: {"gold.mean": 1.0 + value} for name in names},
+        }
+        for value, run in enumerate((f"run-1{names[0]}", f"run-2{names[1]}"))
+    }
+    monkeypatch.setattr(records, "local_records", list)
+    monkeypatch.setattr(records, "find", lambda name, known: made[name])
+    monkeypatch.setattr(compare.sys.stdout, "isatty", lambda: live, raising=False)
+    compare.command(list(made), as_json=False)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)  # the table's own bold and italics
+    check_screen(output)
+    assert "[red]" in output, "brackets of a name are no markup"
+
+
+def test_a_status_writes_out_policies_and_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import status
+    from flows.leftovers import mark_unfinished
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "PREFLOOP_STATE", "PREFLOOP_PIPELINE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    (tmp_path / "metrics").mkdir()
+    figures = {name: {"gold": {"mean": 1.0}} for name in NAMES.values()}
+    (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"policies": figures}))
+    (tmp_path / ".prefloop/pipelines").mkdir(parents=True)
+    name = NAMES["sets the title"]
+    mark_unfinished(tmp_path, name)
+    record = {"run": name, "start": "2026-01-01", "status": name, "cost": {"wall_seconds": 1.0}}
+    (tmp_path / ".prefloop/pipelines/a.json").write_text(json.dumps(record))
+    status.command(as_json=False)
+    output = capsys.readouterr().out
+    check_screen(output)
+    assert output.count(printable_line(name)) == 4, "unfinished, run, its status, policy"

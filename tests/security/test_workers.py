@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from flows import credentials
+from flows.withholding import withhold
 from flows.workers.trust import check_files, check_job
 from prefloop.errors import ConfigError
 
@@ -106,23 +109,98 @@ def test_a_worker_writes_no_file_that_no_stage_declares(path: str) -> None:
         check_files(["runs/code.json", path], declared)
 
 
-def test_a_stage_is_given_no_key_to_the_prefect_server() -> None:
-    from flows import dvc_process
+SECRETS = dict.fromkeys(credentials.ALL, "secret")
+OTHERS = {"PATH": "/bin", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "AWS_DEFAULT_REGION": "us-east-1"}
+PARAMS = """
+ingest: {source: world, hub: {name: a/b}}
+base: {model: ""}
+reward: {base: sft}
+judge: {base: base}
+validate: {tokenizer: ""}
+compute: {trust_remote_code: false}
+"""
 
-    variables = dict.fromkeys(dvc_process.ORDERS, "secret") | {"HF_TOKEN": "needed", "PATH": "/bin"}
-    dvc_process.without_orders(variables)
-    assert variables == {"HF_TOKEN": "needed", "PATH": "/bin"}
+
+def given(
+    stage: str, folder: Path, params: str = PARAMS, command: str = "python -m tasks.x", **more: str
+) -> set[str]:
+    """Names of the credentials that a stage's command gets."""
+    (folder / "params.yaml").write_text(params)
+    variables = {**SECRETS, **OTHERS, **more}
+    withhold(stage, command, variables, folder)
+    assert {**OTHERS, **more}.items() <= variables.items()
+    return variables.keys() & credentials.ALL
+
+
+@pytest.fixture
+def delivered() -> dict[str, str]:
+    """Variables of a stage whose pipeline delivers what it logs."""
+    return {"PREFLOOP_PIPELINE_ID": "run-1", "PREFLOOP_DELIVERED_BY": str(os.getpid())}
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new"),
+    [
+        ("ingest", "source: world", "source: hub"),
+        ("base", 'model: ""', "model: Qwen/Qwen2.5-0.5B"),
+        ("reward", "base: sft", "base: FacebookAI/roberta-base"),
+        ("judge", "base: base", "base: gpt2"),
+        ("validate@preferences", 'tokenizer: ""', "tokenizer: gpt2"),
+        ("sft", "code: false", "code: true"),
+    ],
+)
+def test_the_hubs_token_goes_to_stages_that_load_from_the_hub(
+    tmp_path: Path, delivered: dict[str, str], stage: str, old: str, new: str
+) -> None:
+    assert given(stage, tmp_path, **delivered) == set()
+    assert old in PARAMS
+    assert given(stage, tmp_path, PARAMS.replace(old, new), **delivered) == set(credentials.HUB)
+    if stage != "sft":
+        assert given("dpo@dpo", tmp_path, PARAMS.replace(old, new), **delivered) == set()
+
+
+def test_a_model_in_a_folder_needs_no_token(tmp_path: Path, delivered: dict[str, str]) -> None:
+    params = PARAMS.replace('model: ""', f"model: {tmp_path}")
+    assert given("base", tmp_path, params, **delivered) == set()
+
+
+def test_a_stage_that_delivers_itself_keeps_what_the_stores_ask_for(tmp_path: Path) -> None:
+    assert given("ppo@ppo", tmp_path) == set(credentials.STORES)
+    gone = {"PREFLOOP_PIPELINE_ID": "run-1", "PREFLOOP_DELIVERED_BY": str(2**22 + 1)}
+    assert given("ppo@ppo", tmp_path, **gone) == set(credentials.STORES)
+
+
+def test_a_command_of_the_users_own_keeps_all_but_the_orders(
+    tmp_path: Path, delivered: dict[str, str]
+) -> None:
+    kept = {*credentials.HUB, *credentials.STORES}
+    assert given("mine", tmp_path, command="./mine.sh", **delivered) == kept
+
+
+SEEN = "import json, os\nopen('seen.json', 'w').write(json.dumps(dict(os.environ)))\n"
 
 
 @pytest.mark.slow
-def test_a_command_that_dvc_runs_does_not_see_it(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: env > seen.txt\n    outs: [seen.txt]\n")
+def test_commands_that_dvc_runs_see_what_they_need(tmp_path: Path, delivered: dict[str, str]) -> None:
+    repository = Path(__file__).parents[2]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/__init__.py").write_text((repository / "tasks/__init__.py").read_text())
+    (tmp_path / "tasks/support").symlink_to(repository / "tasks/support")
+    (tmp_path / "tasks/base.py").write_text(SEEN)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n"
+        "  a: {cmd: env > seen.txt, outs: [seen.txt]}\n"
+        "  base: {cmd: python -m tasks.base, outs: [seen.json]}\n"
+    )
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
-    variables = {**os.environ, "PREFECT_API_KEY": "pnu_x", "HF_TOKEN": "kept"}
-    variables["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "flows.dvc_process", "repro", "--single-item", "a"]
-    subprocess.run(command, cwd=tmp_path, env=variables, check=True, capture_output=True)
-    seen = (tmp_path / "seen.txt").read_text()
-    assert "HF_TOKEN=kept" in seen
-    assert "PREFECT_API_KEY" not in seen
+    variables = {**os.environ, **SECRETS, **delivered, "PYTHONPATH": str(repository)}
+    for stage in ("a", "base"):
+        command = [sys.executable, "-m", "flows.dvc_process", "repro", "--single-item", stage]
+        subprocess.run(command, cwd=tmp_path, env=variables, check=True, capture_output=True)
+    own = {line.partition("=")[0] for line in (tmp_path / "seen.txt").read_text().splitlines()}
+    assert own & set(credentials.ALL) == {*credentials.HUB, *credentials.STORES}
+    ours = json.loads((tmp_path / "seen.json").read_text())
+    assert ours["DVC_STAGE"] == "base"
+    assert not ours.keys() & set(credentials.ALL)

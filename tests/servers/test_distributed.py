@@ -21,7 +21,7 @@ from flows.workers.data import produced_inputs, push
 from flows.workers.exchange import open_exchange
 from tasks.support.workspace import slug
 from tests.flows.conftest import wait_until
-from tests.pipeline.test_real_pipeline import TINY, Workspace, clone_of
+from tests.pipeline.conftest import TINY, Workspace, clone_of
 from tests.servers.bucket_server import BucketServer
 from tests.servers.conftest import StartWorker
 from tests.servers.mlflow_server import MlflowServer

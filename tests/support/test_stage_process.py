@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.support.costs import COSTS, cost_of
+from tasks.support.spent import Spent
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -126,6 +127,52 @@ def test_kill_9_then_the_same_bytes_as_an_undisturbed_run(workspace, tmp_path_fa
     assert run(other, 0)[0] == 0
     for output in ("plots/sft.csv", "metrics/sft.json", "models/sft/weights"):
         assert (workspace / output).read_bytes() == (other / output).read_bytes()
+
+
+def test_a_resumed_stage_has_the_cost_of_all_its_processes(workspace):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = steps_done(workspace)
+        process = start(workspace, 0.05)
+        wait_for_step(workspace, before + 7)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    (note,) = workspace.glob(".prefloop/scratch/sft/*/spent.json")
+    stopped = json.loads(note.read_text())
+    assert run(workspace, 0)[0] == 0
+    record = cost_of(json.loads((workspace / "runs/sft.json").read_text()))
+    # Each process slept for what it trained: 0.05 s a step, at least 7 steps of each of the two.
+    assert stopped["wall_seconds"] > 2 * 7 * 0.05
+    costs = [
+        event["values"]
+        for spool in (workspace / ".prefloop/spool").glob("*.jsonl")
+        for event in map(json.loads, spool.read_text().splitlines())
+        if "cost/wall_seconds" in event.get("values", ())
+    ]
+    walls = sorted(cost["cost/wall_seconds"] for cost in costs)
+    assert len(walls) == 3
+    assert walls[0] < walls[1] <= stopped["wall_seconds"] < walls[2] == record["wall_seconds"]
+    assert record["cpu_seconds"] >= stopped["cpu_seconds"] > 0
+    assert record["peak_rss_mib"] >= stopped["peak_rss_mib"]
+
+
+def steps_done(workspace):
+    return sum(len(c.read_text().splitlines()) for c in workspace.glob(".prefloop/scratch/sft/*/curve.jsonl"))
+
+
+def test_what_was_spent_before_a_kill_is_noted_and_a_damaged_note_is_no_matter(tmp_path, monkeypatch):
+    spent = Spent(tmp_path)
+    assert not spent.due
+    monkeypatch.setattr("tasks.support.spent.NOTE_SECONDS", 0.0)
+    assert spent.due
+    spent.note({"wall_seconds": 2.0, "cpu_seconds": 1.0, "peak_rss_mib": 50.0, "cpu_energy_joules": 9.0})
+    spent.note({"wall_seconds": 3.0, "cpu_seconds": 1.5, "peak_rss_mib": 60.0, "cpu_energy_joules": 9.5})
+    then = Spent(tmp_path)
+    own = {"wall_seconds": 4.0, "cpu_seconds": 4.0, "peak_rss_mib": 40.0}
+    assert then.with_own(own) == {"wall_seconds": 7.0, "cpu_seconds": 5.5, "peak_rss_mib": 60.0}
+    (tmp_path / "spent.json").write_text("[")
+    assert Spent(tmp_path).with_own(own) == own
+    (tmp_path / "spent.json").write_text("[1]")
+    assert Spent(tmp_path).with_own(own) == own
 
 
 def test_a_second_writer_is_refused_and_the_holder_named(workspace):

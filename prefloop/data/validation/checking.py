@@ -23,6 +23,7 @@ from prefloop.data.validation.table import FeatureWriter, read_column, read_piec
 from prefloop.errors import DataError, ModelError
 from prefloop.files import atomic_file
 from prefloop.models.folder_check import check_folder
+from prefloop.models.hub import is_hub_id, local_copy
 
 Int = npt.NDArray[np.int64]
 
@@ -166,10 +167,11 @@ def token_counter(tokenizer: str) -> CountTokens:
         return count_words
     from transformers import AutoTokenizer
 
-    if Path(tokenizer).is_dir():
-        check_folder(Path(tokenizer))
+    folder = local_copy(tokenizer, None, weights=False) if is_hub_id(tokenizer) else Path(tokenizer)
+    if folder.is_dir():
+        check_folder(folder)
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"validate.tokenizer {tokenizer!r} cannot be loaded: {error}",
