@@ -11,51 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.infra.conftest import INFRA
-from tests.ports import free_port
+from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.slow
-
-
-def postgres_programs() -> Path | None:
-    """Where initdb and postgres are; Debian keeps them off PATH."""
-    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    found = shutil.which("initdb")
-    places += [Path(found).parent] if found else []
-    return next((place for place in places if (place / "initdb").exists()), None)
 
 
 @pytest.fixture
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a PostgreSQL server on loopback, without a database's name."""
-    programs = postgres_programs()
-    if programs is None or not shutil.which("pg_dump"):
-        pytest.skip("PostgreSQL is not installed")
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        if not shutil.which("runuser"):
-            pytest.skip("PostgreSQL does not run as root")
-        shutil.chown(folder, "nobody")
-        for parent in [folder, *folder.parents][:4]:
-            parent.chmod(parent.stat().st_mode | 0o011)
-        as_user = ["runuser", "-u", "nobody", "--"]
-    data, quiet = folder / "data", {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL}
-    begin = [
-        *as_user,
-        str(programs / "initdb"),
-        "-D",
-        str(data),
-        "-U",
-        "postgres",
-        "--auth=trust",
-        "--no-sync",
-    ]
-    subprocess.run(begin, **quiet)
-    control = [*as_user, str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
-    subprocess.run([*control, "-o", options, "start"], **quiet)
-    yield f"postgresql://postgres@127.0.0.1:{port}"
-    subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    if not shutil.which("pg_dump"):
+        pytest.skip("PostgreSQL's client is not installed")
+    with Postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.url()
 
 
 def sql(url: str, command: str) -> str:
