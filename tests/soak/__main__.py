@@ -1,0 +1,95 @@
+"""Many faults, one after another: does every run end as if nothing had happened?
+
+    python -m tests.soak [--faults 50] [--real 10] [--seed 0] [--folder DIR] [--json FILE]
+
+Starts PostgreSQL, S3-compatible storage, a Prefect server and an MLflow server, makes two workspaces (a light
+pipeline, and the real dvc.yaml at tiny sizes), and lets faults strike runs in them, a line each: what, when,
+how the run ended. Prints a table; exits with 1 where something was lost, differs, or was left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.growth.circumstances import circumstances, in_words
+from tests.soak.pipelines import LIGHT, REAL
+from tests.soak.services import servers
+from tests.soak.soak import Result, Soak, available, left_out, schedule
+from tests.soak.world import world
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown, a line a fault."""
+    lines = [
+        "| | pipeline | fault | struck | finished by | s | |",
+        "| --: | --- | --- | --- | --- | --: | --- |",
+    ]
+    for one in results:
+        verdict = "as undisturbed" if one.well else "; ".join(one.problems)
+        lines.append(
+            f"| {one.number} | {one.pipeline} | {one.what or one.fault} | {one.moment} | {one.how} "
+            f"| {one.seconds:.0f} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def soak(folder: Path, faults: int, real: int, seed: int) -> list[Result]:
+    """Strikes; `real` of the faults in the real pipeline, among the others."""
+    results: list[Result] = []
+    with ExitStack() as stack:
+        around = stack.enter_context(servers(folder / "servers"))
+        say(f"servers: {', '.join(around.services)}")
+        places = {}
+        for pipeline, count in ((LIGHT, faults - real), (REAL, real)):
+            if not count:
+                continue
+            made = stack.enter_context(world(folder / pipeline.name, pipeline, around))
+            places[pipeline.name] = Soak(made, seed, say)
+            has = available(made)
+            for line in left_out(has):
+                say(f"     {pipeline.name:5}  left out: {line}")
+            places[pipeline.name].prepare()
+            for fault in schedule(count, seed, has):
+                results.append(places[pipeline.name].strike(len(results) + 1, fault))
+                say(str(results[-1]))
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--faults", type=int, default=50, help="how many in all")
+    parser.add_argument("--real", type=int, default=10, help="of these, in the real pipeline")
+    parser.add_argument("--seed", type=int, default=0, help="which faults, and when")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work and what to keep; a temporary folder without"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    begun = circumstances()
+    say(f"{in_words(begun)}\nseed {options.seed}")
+    with tempfile.TemporaryDirectory(prefix="prefloop-soak-", ignore_cleanup_errors=True) as temporary:
+        folder = (options.folder or Path(temporary)).absolute()
+        results = soak(folder, options.faults, min(options.real, options.faults), options.seed)
+    failed = [one for one in results if not one.well]
+    ways = Counter(one.how for one in results if one.well)
+    say(f"\n{table(results)}\n\n{len(results)} faults, {len(failed)} failed; {dict(ways)}")
+    if options.json:
+        values = {**begun, "seed": options.seed, "faults": [asdict(one) for one in results]}
+        options.json.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
