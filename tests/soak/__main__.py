@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -37,7 +38,8 @@ def table(results: Sequence[Result]) -> str:
         "| --: | --- | --- | --- | --- | --: | --- |",
     ]
     for one in results:
-        verdict = "as undisturbed" if one.well else "; ".join(one.problems)
+        well = "as undisturbed" + (", metrics by the next run" if one.late else "")
+        verdict = well if one.well else "; ".join(one.problems)
         lines.append(
             f"| {one.number} | {one.pipeline} | {one.what or one.fault} | {one.moment} | {one.how} "
             f"| {one.seconds:.0f} | {verdict} |"
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # servers end with it
     begun = circumstances()
     say(f"{in_words(begun)}\nseed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="prefloop-soak-", ignore_cleanup_errors=True) as temporary:

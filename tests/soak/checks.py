@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.leftovers import unfinished
-from prefloop.config.read import LOADER
+from prefloop.config.read import LOADER, read_yaml
 from prefloop.files import sha256_file
 from tasks.support.locks import holder
 from tasks.support.spool import waiting
@@ -85,12 +85,13 @@ class Tracking:
         from mlflow import MlflowClient
 
         self._world = world
+        self._experiment = str(read_yaml(world.root / "params.yaml")["tracking"]["experiment"])
         self.client: MlflowClient = MlflowClient(world.tracking_uri, world.tracking_uri)
         self._seen: set[str] = set()
 
     def new_runs(self) -> list[Run]:
         """Runs that were not there when this was asked last."""
-        experiment = self.client.get_experiment_by_name("prefloop")
+        experiment = self.client.get_experiment_by_name(self._experiment)
         found: list[Run] = []
         token: str | None = None
         while experiment is not None:
@@ -114,9 +115,9 @@ class Tracking:
     def artifacts(self, name: str, key: str) -> Path | None:
         """Folder of the registered version of a stage key; None where there is no version."""
         found = self.client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'")
-        if not found or found[0].model_id is None:
+        if not found:
             return None
-        location = str(self.client.get_logged_model(found[0].model_id).artifact_location)
+        location = str(found[0].source)
         if location.startswith("file://"):
             return Path(location.removeprefix("file://"))
         assert self._world.servers is not None

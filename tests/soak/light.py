@@ -29,7 +29,7 @@ from tasks.support.stage import Stage
 KINDS = ("demonstrations", "preferences")
 ROWS = 400
 STEP_SECONDS = 0.05
-CHECKPOINT_STEPS = 3
+CHECKPOINT_STEPS = 8
 MODEL_CHUNKS = 4096
 READS = {
     "sft": ["data/validated/demonstrations.jsonl"],
@@ -50,9 +50,9 @@ def ingest() -> None:
         stage.metrics({"rows": dict.fromkeys(KINDS, ROWS)})
 
 
-def validate() -> None:
+def sort() -> None:
     """Writes data/validated and data/quarantine."""
-    with Stage.open("validate", ValidateConfig) as stage:
+    with Stage.open("sort", ValidateConfig, section="validate") as stage:
         counts = {}
         for kind in KINDS:
             rows = list(read_jsonl(f"data/raw/{kind}.jsonl"))
@@ -134,7 +134,7 @@ def contents(paths: list[str]) -> Iterator[bytes]:
 def main() -> None:
     """Runs the stage that the first argument names."""
     what = sys.argv[1]
-    fixed = {"ingest": ingest, "validate": validate, "report": report}
+    fixed = {"ingest": ingest, "sort": sort, "report": report}
     fixed[what]() if what in fixed else fit(what)
 
 

@@ -67,7 +67,7 @@ def light_dag() -> dict[str, Any]:
     raw = [f"data/raw/{kind}.jsonl" for kind in kinds]
     kept = [f"data/{folder}/{kind}.jsonl" for folder in ("validated", "quarantine") for kind in kinds]
     stages["ingest"] = _stage("ingest", ["data/sources"], ["ingest"], raw, ["metrics/ingest.json"])
-    stages["validate"] = _stage("validate", raw, ["validate"], kept, ["metrics/validate.json"])
+    stages["sort"] = _stage("sort", raw, ["validate"], kept, ["metrics/sort.json"])
     for name in ("sft", "ppo", "dpo"):
         reads = [good["demonstrations"]] if name == "sft" else ["models/sft", good["preferences"]]
         outs = [f"models/{name}", f"plots/{name}.csv"]

@@ -24,6 +24,7 @@ class Result:
 
     Attributes:
         how: "itself" or "one command".
+        late: what it told MLflow was delivered by the run after it.
         problems: what does not hold afterwards.
         seconds: from the start of the run to its end, the one command included.
     """
@@ -34,6 +35,7 @@ class Result:
     moment: str = ""
     what: str = ""
     how: str = ""
+    late: bool = False
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -42,7 +44,8 @@ class Result:
         return not self.problems
 
     def __str__(self) -> str:
-        end = f"finished by {self.how}" if self.well else "FAILED"
+        late = ", metrics by the next run" if self.late else ""
+        end = f"finished by {self.how}{late}" if self.well else "FAILED"
         lines = [
             f"{self.number:3}  {self.pipeline:5}  {self.what}  [{self.moment}]  {end}, {self.seconds:.0f} s"
         ]
@@ -63,12 +66,14 @@ class Soak:
         self._changes = 0
         self._tracking: Tracking | None = None
 
-    def prepare(self) -> None:
-        """Undisturbed runs: the first one, and one of each result that the changes lead to."""
+    def prepare(self, *, changes: bool = True) -> None:
+        """Undisturbed runs: the first one and, with `changes`, one of each result that these lead to."""
         world = self._world
         world.set(world.pipeline.first)
         self._remember(self._timed("the first run"))
-        for _ in range(world.pipeline.variants):  # the last one leads back to what the first run made
+        for _ in range(
+            world.pipeline.variants if changes else 0
+        ):  # the last one leads back to what the first run made
             self._change(Random(0))
             self._remember(self._timed("an undisturbed change"))
         self._tracking = Tracking(world)
@@ -108,11 +113,15 @@ class Soak:
         if fault.mend is not None:
             fault.mend(scene)
         result.how = "itself"
-        if code or waiting(world.state / "spool"):
+        if code:
             result.how = "one command"
             code = world.command()
         result.seconds = time.monotonic() - began
         result.problems = [f"the one command ended with exit code {code}"] if code else []
+        if waiting(world.state / "spool"):  # a run waits for MLflow for half a minute; the next one goes on
+            result.late = True
+            code = world.command()
+            result.problems += [f"the next run ended with exit code {code}"] if code else []
         seen = Struck(
             stage, step if fault.tracked and fault.when == "training" else -1, checkpoint, scene.cuts
         )

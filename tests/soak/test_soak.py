@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +18,14 @@ STRUCK = ("power cut", "disk full", "clock back", "two coordinators")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Soak]]:
-    """A workspace with the references made."""
+def place(tmp_path_factory: pytest.TempPathFactory, fresh_store: Path) -> Iterator[tuple[World, Soak]]:
+    """A workspace with the reference made."""
     with world(tmp_path_factory.mktemp("soak"), LIGHT, None) as made:
+        (made.state / "mlflow").mkdir(parents=True)
+        shutil.copy(fresh_store, made.state / "mlflow/mlflow.db")
+        made.set({"tracking.experiment": "soak"})
         soak = Soak(made, 0, print)
-        soak.prepare()
+        soak.prepare(changes=False)
         yield made, soak
 
 
