@@ -1,6 +1,6 @@
 """Many faults, one after another: does every run end as if nothing had happened?
 
-    python -m tests.soak [--faults 50] [--real 10] [--seed 0] [--folder DIR] [--json FILE]
+    python -m tests.soak [--faults 50] [--real 10] [--seed 0] [--only N ...] [--folder DIR] [--json FILE]
 
 Starts PostgreSQL, S3-compatible storage, a Prefect server and an MLflow server, makes two workspaces (a light
 pipeline, and the real dvc.yaml at tiny sizes), and lets faults strike runs in them, a line each: what, when,
@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -47,25 +47,30 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def soak(folder: Path, faults: int, real: int, seed: int) -> list[Result]:
-    """Strikes; `real` of the faults in the real pipeline, among the others."""
+def soak(folder: Path, faults: int, real: int, seed: int, only: Collection[int]) -> list[Result]:
+    """Strikes: in the light pipeline first, then `real` times in the real one.
+
+    Args:
+        only: numbers of the faults that strike; empty takes all.
+    """
     results: list[Result] = []
     with ExitStack() as stack:
         around = stack.enter_context(servers(folder / "servers"))
         say(f"servers: {', '.join(around.services)}")
-        places = {}
-        for pipeline, count in ((LIGHT, faults - real), (REAL, real)):
-            if not count:
+        for pipeline, begin, count in ((LIGHT, 1, faults - real), (REAL, faults - real + 1, real)):
+            wanted = range(begin, begin + count)
+            if not count or (only and not set(only) & set(wanted)):
                 continue
             made = stack.enter_context(world(folder / pipeline.name, pipeline, around))
-            places[pipeline.name] = Soak(made, seed, say)
+            made_soak = Soak(made, seed, say)
             has = available(made)
             for line in left_out(has):
                 say(f"     {pipeline.name:5}  left out: {line}")
-            places[pipeline.name].prepare()
-            for fault in schedule(count, seed, has):
-                results.append(places[pipeline.name].strike(len(results) + 1, fault))
-                say(str(results[-1]))
+            made_soak.prepare()
+            for number, fault in enumerate(schedule(count, seed, has), begin):
+                if not only or number in only:
+                    results.append(made_soak.strike(number, fault))
+                    say(str(results[-1]))
     return results
 
 
@@ -84,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"{in_words(begun)}\nseed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="prefloop-soak-", ignore_cleanup_errors=True) as temporary:
         folder = (options.folder or Path(temporary)).absolute()
-        results = soak(folder, options.faults, min(options.real, options.faults), options.seed)
+        results = soak(folder, options.faults, min(options.real, options.faults), options.seed, options.only)
     failed = [one for one in results if not one.well]
     ways = Counter(one.how for one in results if one.well)
     say(f"\n{table(results)}\n\n{len(results)} faults, {len(failed)} failed; {dict(ways)}")

@@ -157,7 +157,7 @@ class World:
             for process in found:
                 with suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(found, 5)
+            time.sleep(0.1)  # psutil would wait for the run, and its exit status be lost
 
     def left_over(self, seconds: float = LEAVE_SECONDS) -> list[str]:
         """Command lines of processes that still live after a while."""
