@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,7 +33,6 @@ class Pipeline:
         trainers: stages in whose training faults strike, with the steps that it takes.
         restores: DVC would restore what a change leads to, unless its run-cache is emptied.
         variables: further environment of its runs.
-        pool: work pool whose workers run the stages with models; empty runs all in the workspace.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Pipeline:
     trainers: Mapping[str, int]
     restores: bool
     variables: Mapping[str, str] = field(default_factory=dict)
-    pool: str = ""
 
 
 def _stage(
@@ -122,7 +120,6 @@ LIGHT = Pipeline(
     False,
     {"PREFLOOP_WARM": "off"},
 )
-DISTRIBUTED = replace(LIGHT, name="pool", pool="soak")
 REAL = Pipeline(
     "real",
     _prepare_real,

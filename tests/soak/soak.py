@@ -189,7 +189,6 @@ MISSING = {
     "servers": "no servers were started",
     "mount": "no file system of its own could be mounted (needs root on Linux)",
     "faketime": "libfaketime is not installed (apt-get install faketime), and SOAK_FAKETIME names none",
-    "workers": "all runs in the workspace",
     "warm": "stages start warm in the real pipeline alone",
 }
 
