@@ -34,7 +34,8 @@ class ProcessId:
     """A process that cannot be mistaken for a later one with the same pid.
 
     Attributes:
-        started: creation time as the kernel tells it (seconds since the epoch, two decimals).
+        started: when it began (seconds, two decimals): since the machine's start where /proc tells, so that a
+            clock which is set meanwhile makes nobody a stranger; elsewhere since the epoch.
     """
 
     pid: int
@@ -51,8 +52,23 @@ def identify(pid: int) -> ProcessId | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return ProcessId(pid, round(process.create_time(), 2))
+        began = _since_start(pid)
+        return ProcessId(pid, round(process.create_time() if began is None else began, 2))
     except psutil.Error:
+        return None
+
+
+def _since_start(pid: int) -> float | None:
+    """When a process began, counted from the machine's start; None where there is no /proc.
+
+    psutil's time is this one and the hour of the machine's start, which the kernel works out anew, by
+    difference, whenever it is asked: it jumps with the clock.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        ticks = int(text.rpartition(")")[2].split()[19])  # the name, in brackets, may hold anything
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
         return None
 
 

@@ -9,6 +9,7 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 
 from flows.planning.planner import is_preparation, open_repo, pipeline_stages
+from prefloop.files import atomic_file, atomic_folder
 
 ROOT = Path(__file__).parents[2]
 STAGES = {stage.name: stage for stage in pipeline_stages(open_repo(ROOT))}
@@ -29,6 +30,20 @@ def test_a_stages_results_can_be_restored(name: str) -> None:
 
 def test_there_is_one_preparation_and_it_resolves_the_environment() -> None:
     assert [name for name, stage in STAGES.items() if is_preparation(stage)] == ["environment"]
+
+
+@pytest.mark.parametrize("folder", ["metrics/evaluate", "metrics/policies", "reports/looks", "plots"])
+def test_what_a_kill_left_half_written_is_no_input(folder: str, tmp_path: Path) -> None:
+    """Whole folders are inputs: a draft in one would change its hash, and re-run what follows for ever."""
+    ignore = open_repo(ROOT).dvcignore
+    with atomic_file(tmp_path / "sft.json") as handle:
+        draft = ROOT / folder / Path(handle.name).name
+    assert ignore.is_ignored_file(str(draft))
+    assert not ignore.is_ignored_file(str(ROOT / folder / "sft.json"))
+    with atomic_folder(tmp_path / "sft") as made:
+        draft = ROOT / folder / made.name
+    assert ignore.is_ignored_dir(str(draft))
+    assert ignore.is_ignored_dir(str(draft.with_suffix(".old")))
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -107,6 +107,16 @@ def test_a_pid_alone_is_no_identity() -> None:
     assert not ProcessId(me.pid, me.started - 1.0).alive()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start is not worked out from the clock")
+def test_a_clock_that_is_set_makes_nobody_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    began = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: began + 3600.0)
+    assert psutil.Process().create_time() > time.time(), "the clock was not set"
+    assert me.alive()
+
+
 def test_a_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     me = identify(child.pid)
