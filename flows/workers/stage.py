@@ -61,7 +61,7 @@ def remote_stage(stage: str, commit: str, exchange: str, lock: str, pipeline: st
         run_preparation(supervisor, repo, show)
         result: dict[str, Any] = {"outcome": "", "entry": None, "files": _uncached(clone, preparation=True)}
         if not stage:
-            shared.write_result(flow_run.get_id(), result)
+            shared.write_result(str(flow_run.get_id()), result)
             return
         _set_lock(clone, lock)
         repo = open_repo(clone)
@@ -73,7 +73,7 @@ def remote_stage(stage: str, commit: str, exchange: str, lock: str, pipeline: st
         _push(clone, stage, shared)
         files = result["files"] | _uncached(clone, stage=stage)
         result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
-        shared.write_result(flow_run.get_id(), result)
+        shared.write_result(str(flow_run.get_id()), result)
         with suppress(StorageAway):  # what stays behind is in nobody's way
             checkpoints.remove()
 
