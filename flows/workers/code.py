@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from flows.settings import child_environment
 from flows.storage import Storage
+from flows.workers.exchange import run
 from prefloop.errors import WorkspaceError
 
 
@@ -23,7 +23,7 @@ def publish_code(root: Path, storage: Storage) -> str:
         pack = Path(folder) / "code.pack"
         objects = git(root, "rev-list", "--objects", "--no-walk", commit)
         with open(pack, "wb") as handle:
-            _run(root, ["git", "pack-objects", "--quiet", "--stdout"], text=objects, output=handle.fileno())
+            run(root, ["git", "pack-objects", "--quiet", "--stdout"], text=objects, output=handle.fileno())
         storage.put(pack, _name(commit))
     return commit
 
@@ -60,7 +60,7 @@ def bring_commit(clone: Path, storage: Storage, commit: str) -> None:
             ) from error
         try:
             with open(pack, "rb") as handle:
-                _run(clone, ["git", "index-pack", "--stdin"], source=handle.fileno())
+                run(clone, ["git", "index-pack", "--stdin"], source=handle.fileno())
             parent = _parent(clone, commit)
         except WorkspaceError as error:
             raise WorkspaceError(
@@ -86,7 +86,7 @@ def git(folder: Path, *arguments: str, extra: Mapping[str, str] | None = None) -
     Raises:
         WorkspaceError: it failed; what it said is in the message.
     """
-    return _run(folder, ["git", *arguments], extra=extra)
+    return run(folder, ["git", *arguments], extra)
 
 
 def _commit_tree(root: Path) -> str:
@@ -116,28 +116,3 @@ def _parent(clone: Path, commit: str) -> str:
     text = git(clone, "cat-file", "commit", commit)
     found = [line.split()[1] for line in text.split("\n\n", 1)[0].splitlines() if line.startswith("parent ")]
     return found[0] if found else ""
-
-
-def _run(
-    folder: Path,
-    command: Sequence[str],
-    *,
-    extra: Mapping[str, str] | None = None,
-    text: str | None = None,
-    source: int | None = None,
-    output: int = subprocess.PIPE,
-) -> str:
-    done = subprocess.run(
-        list(command),
-        cwd=folder,
-        env={**child_environment(extra), "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-        **({"stdin": subprocess.DEVNULL if source is None else source} if text is None else {"input": text}),
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        said = (done.stderr.strip() or (done.stdout or "").strip())[-2000:]
-        raise WorkspaceError(f"`{' '.join(command)}` failed in {folder}: {said}")
-    return done.stdout or ""

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flows.planning.absent import REMOTE
-from flows.settings import STATE
+from flows.settings import STATE, child_environment
 from flows.storage import Storage, checked_place
 from flows.workers.trust import FOLDER
 from prefloop.errors import WorkspaceError
@@ -145,3 +147,44 @@ def write_lock(path: Path, lock: Mapping[str, object]) -> None:
     draft = path.with_suffix(".tmp")
     dump_yaml(str(draft), dict(lock))
     os.replace(draft, path)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Runs a DVC command to its end and returns what it printed."""
+    return run(folder, [sys.executable, "-m", "dvc", *arguments])
+
+
+def run(
+    folder: Path,
+    command: Sequence[str],
+    extra: Mapping[str, str] | None = None,
+    *,
+    text: str | None = None,
+    source: int | None = None,
+    output: int = subprocess.PIPE,
+) -> str:
+    """Runs a short command to its end.
+
+    Args:
+        extra: further environment variables.
+        text: what it reads from its standard input; else `source`, an open file, or nothing.
+        output: an open file that takes what it prints, which is returned otherwise.
+
+    Raises:
+        WorkspaceError: it failed; what it said is in the message.
+    """
+    given: Any = {"stdin": subprocess.DEVNULL if source is None else source}
+    done = subprocess.run(
+        list(command),
+        cwd=folder,
+        env={**child_environment(extra), "GIT_TERMINAL_PROMPT": "0"},
+        **(given if text is None else {"input": text}),
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or (done.stdout or "").strip())[-2000:]
+        raise WorkspaceError(f"`{' '.join(command)}` failed in {folder}: {said}")
+    return done.stdout or ""

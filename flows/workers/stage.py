@@ -75,7 +75,7 @@ def remote_stage(
         run_preparation(supervisor, repo, show)
         result: dict[str, Any] = {"outcome": "", "entry": None, "files": _uncached(clone, preparation=True)}
         if not stage:
-            shared.write_result(flow_run.get_id(), result)
+            shared.write_result(str(flow_run.get_id()), result)
             return
         _set_lock(clone, lock)
         repo = open_repo(clone)
@@ -87,7 +87,7 @@ def remote_stage(
         _push(clone, stage, shared)
         files = result["files"] | _uncached(clone, stage=stage)
         result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
-        shared.write_result(flow_run.get_id(), result)
+        shared.write_result(str(flow_run.get_id()), result)
         with suppress(StorageAway):  # what stays behind is in nobody's way
             checkpoints.remove()
 
