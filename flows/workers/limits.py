@@ -45,12 +45,12 @@ def main(arguments: Sequence[str]) -> None:
     """
     from prefect.client.orchestration import get_client
 
-    wanted = {}
+    wanted: dict[str, int] = {}
     for word in arguments:
-        pool, equals, gpus = word.partition("=")
-        if not (pool and equals and gpus.isdigit() and int(gpus)):
+        pool, equals, number = word.partition("=")
+        if not (pool and equals and number.isdigit() and int(number)):
             raise ConfigError(f"{word!r} does not say how many GPUs a pool has", "for example gpu=4")
-        wanted[pool] = int(gpus)
+        wanted[pool] = int(number)
     with get_client(sync_client=True) as client:
         for pool, gpus in wanted.items():
             set_limit(client, pool, gpus)
