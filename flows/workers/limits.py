@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{word!r} does not say how many GPUs a pool has", "for example gpu=4")
         wanted[pool] = int(number)
     with get_client(sync_client=True) as client:
-        for pool, gpus in wanted.items():
-            set_limit(client, pool, gpus)
-            print(f"{limit_name(pool)}: {gpus}")
+        for pool, count in wanted.items():
+            set_limit(client, pool, count)
+            print(f"{limit_name(pool)}: {count}")
 
 
 if __name__ == "__main__":
