@@ -95,7 +95,7 @@ def test_the_flow_refuses_before_it_touches_anything(folder: Path, tmp_path: Pat
     from flows.workers.stage import remote_stage
 
     with pytest.raises(ConfigError, match="refused"):
-        remote_stage.fn(**job(folder, exchange="https://attacker.example/exchange"), lock="")
+        remote_stage.fn.__wrapped__(**job(folder, exchange="https://attacker.example/exchange"), lock="")
     assert not (tmp_path / "worker").exists()
 
 
