@@ -168,7 +168,8 @@ def test_what_a_stage_did_itself_is_not_tried_again(small, pool):
     assert [name for name, _, _ in pool.attempts()[before:]] == ["sft"]
 
 
-def test_weights_stay_with_the_workers_until_somebody_reads_them(project, pool):
+def test_weights_stay_with_the_workers_until_somebody_reads_them(project, pool, monkeypatch):
+    monkeypatch.setenv("DEVICE", "cuda")  # one environment, here and there
     pool.forget()
     output = project.prefloop("run", "--on", POOL, **pool.shared)
     assert "sft  on pool prefloop: Completed" in output
