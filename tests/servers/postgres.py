@@ -7,6 +7,8 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -33,17 +35,22 @@ class Postgres(Service):
         programs = postgres_programs()
         if programs is None:
             pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on PATH")
-        self._programs, self._data = programs, folder / "data"
+        self._programs, self._home = programs, folder
         if self.user():
-            shutil.chown(folder, self.user())
-            for parent in [folder, *folder.parents][:4]:  # pytest's folders are root's alone
-                parent.chmod(parent.stat().st_mode | 0o011)
+            # pytest's folders are root's alone, and each pytest that starts sees to it.
+            self._home = Path(tempfile.mkdtemp(prefix="prefloop-postgres-"))
+            weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
+            shutil.chown(self._home, self.user())
+        self._data = self._home / "data"
 
     def user(self) -> str | None:
         if os.geteuid() != 0:
             return None  # PostgreSQL refuses to run as root, and as root alone
         names = {entry.pw_name for entry in pwd.getpwall()}
         return "postgres" if "postgres" in names else "nobody"
+
+    def place(self) -> Path:
+        return self._home
 
     def command(self) -> list[str]:
         # Without fsync a kill loses nothing, only a power cut does. synchronous_commit stays on: what was
@@ -58,7 +65,7 @@ class Postgres(Service):
         if not self._data.exists():
             begin = ["-D", str(self._data), "-U", "postgres", "--auth=trust", "--no-sync"]
             subprocess.run(
-                [self._program("initdb"), *begin], user=self.user(), cwd=self.folder, check=True,
+                [self._program("initdb"), *begin], user=self.user(), cwd=self._home, check=True,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
         super().start(wait=wait)

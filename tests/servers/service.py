@@ -74,6 +74,10 @@ class Service:
         """Whom it runs as; None for whoever runs the tests."""
         return None
 
+    def place(self) -> Path:
+        """Where it is started."""
+        return self.folder
+
     @property
     def pid(self) -> int | None:
         """Of the process; None while it does not run."""
@@ -94,7 +98,7 @@ class Service:
         self._mark = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as output:
             self._child = subprocess.Popen(
-                self.command(), cwd=self.folder, env=self.variables(), user=self.user(),
+                self.command(), cwd=self.place(), env=self.variables(), user=self.user(),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         _keeper.add(self._child.pid)

@@ -168,9 +168,9 @@ def test_a_stage_that_was_lost_with_its_machine_goes_on_elsewhere_to_the_same_by
         wait_until(lambda: manifests(storage) or first.poll() is not None, 240)
         assert first.poll() is None, first.communicate()[0]
     finally:
-        end_all(
-            [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)], signal.SIGKILL
-        )
+        family = psutil.Process(first.pid).children(recursive=True) if first.poll() is None else []
+        first.kill()
+        end_all(family, signal.SIGKILL)
         first.communicate()
     assert manifests(storage), "what it had shared outlives it"
 
