@@ -42,10 +42,15 @@ CONTRACT = {
 
 
 class Workspace:
-    """A copy of this repository, as a fresh clone would be, in which commands are given."""
+    """A copy of this repository, as a fresh clone would be, in which commands are given.
+
+    Attributes:
+        api: a Prefect server for the runs; empty lets each start its own.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.api = ""
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -56,7 +61,12 @@ class Workspace:
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root,
-            env={**environment, "PYTHONPATH": str(self.root), "GIT_CONFIG_GLOBAL": os.devnull},
+            env={
+                **environment,
+                "PYTHONPATH": str(self.root),
+                "GIT_CONFIG_GLOBAL": os.devnull,
+                **({"PREFECT_API_URL": self.api} if self.api else {}),
+            },
             capture_output=True,
             text=True,
             timeout=900,
@@ -89,7 +99,9 @@ class Workspace:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspace:
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path, request: pytest.FixtureRequest
+) -> Workspace:
     """After a first run at a tiny size."""
     root = tmp_path_factory.mktemp("real") / "prefloop"
     listed = subprocess.run(
@@ -108,7 +120,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Wor
         subprocess.run(["git", *command], cwd=root, check=True)
     made = Workspace(root)
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    made.first_output = made.run(*settings)
+    made.first_output = made.run(*settings)  # with a server of its own, as a stranger's first run
+    made.api = request.getfixturevalue("prefect_api")
     return made
 
 
