@@ -155,7 +155,7 @@ report:
   title: a test
 resources:
   retry_seconds: 0.2
-  lost_seconds: 15
+  lost_seconds: 60
 """
 
 RESOLVE = """

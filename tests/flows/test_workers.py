@@ -34,8 +34,8 @@ def small(project):
     entries = "{sft: {gpu: 1, pool: prefloop}, ppo: {pool: prefloop}, evaluate: {pool: prefloop}}"
     project.edit(
         "params.yaml",
-        "lost_seconds: 15",
-        f"lost_seconds: 15\n  place: pools\n  stages: {entries}\n  pools: {{}}",
+        "lost_seconds: 60",
+        f"lost_seconds: 60\n  place: pools\n  stages: {entries}\n  pools: {{}}",
     )
     remember(project.root, POOL, {"device": "cuda", "threads": 2})
     return project
@@ -125,6 +125,7 @@ def test_a_stage_survives_the_kill_of_trainer_flow_process_and_coordinator(small
 
 def test_a_lost_machine_is_noticed_and_its_late_result_is_not_taken(small, pool, finished_template):
     """The machine stands still: its worker is killed, and the flow process is stopped, to go on later."""
+    small.edit("params.yaml", "lost_seconds: 60", "lost_seconds: 12")
     before = len(pool.attempts())
     run = started(small, pool)
     stopped = pool.flow_process("first", "sft")
