@@ -76,8 +76,8 @@ def mlflow_server(uri: str, port: int) -> Server:
 
 
 def prefect_server(port: int) -> Server:
-    """Prefect's server on the workspace's profile."""
-    command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    """Prefect's server on the workspace's profile, on loopback and for its own pages alone."""
+    command = ("flows.server_process", str(port), "--pages")
     return Server("Prefect", (sys.executable, "-m", *command), f"http://127.0.0.1:{port}", "/api/health")
 
 
