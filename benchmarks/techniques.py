@@ -2,8 +2,8 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are draws, caches, steps, prompts, rows, block, norms, bf16 and memory; all of them by default. Those of
-bf16 are left out on a processor that is slow at it.
+Parts are draws, caches, steps, prompts, rows, block, norms, logits, bf16 and memory; all of them by default.
+Those of bf16 are left out on a processor that is slow at it.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import tasks  # noqa: F401  (how a stage's threads wait, before torch is imported)
 from benchmarks.gains.generation import caches, draws
-from benchmarks.gains.training import end_to_end, in_bf16, last_block, memory, norms, prompts, steps
+from benchmarks.gains.training import end_to_end, in_bf16, last_block, logits, memory, norms, prompts, steps
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
 from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES
@@ -30,7 +30,7 @@ from prefloop.config.compute import ComputeConfig
 from prefloop.models.loading import load_policy
 from prefloop.training.environment import apply, resolve
 
-PARTS = ("draws", "caches", "steps", "prompts", "rows", "block", "norms", "bf16", "memory")
+PARTS = ("draws", "caches", "steps", "prompts", "rows", "block", "norms", "logits", "bf16", "memory")
 
 
 def main() -> None:
@@ -63,6 +63,8 @@ def main() -> None:
                     gains += last_block(name, model, tokenizer, lengths, asked.rounds)
                 if "norms" in parts and short:
                     gains += norms(name, model, tokenizer, lengths, asked.rounds)
+                if "logits" in parts and name == "7m":
+                    gains += logits(name, model, tokenizer, lengths, asked.rounds)
                 if "bf16" in parts and resolve(ComputeConfig(device="cpu")).precision == "bf16":
                     gains += in_bf16(name, model, tokenizer, lengths, asked.rounds)
                 if "memory" in parts and short:

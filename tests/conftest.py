@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return folder / ".prefloop" / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for runs of which no test asks how they start their own."""
+    from tests.own_prefect import OwnPrefect
+
+    with OwnPrefect(tmp_path_factory.mktemp("own-prefect")) as server:
+        yield server.api
 
 
 @pytest.fixture

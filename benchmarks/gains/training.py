@@ -27,7 +27,7 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
-from prefloop.models import forward, ragged
+from prefloop.models import chosen_logprobs, forward, ragged
 from prefloop.models.forward import token_logprobs
 from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
@@ -185,6 +185,20 @@ def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
         assert abs(step() - whole(step)) < 1e-5 * abs(step())
         what = f"the last block where it is wanted, a step of {method} at {name}, {lengths.name} rows"
         yield compare(what, step, partial(whole, step), rounds)
+
+
+def logits(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Log-probs of a few rows of logits at a time against those of all at once."""
+    precision = resolve(ComputeConfig(device="cpu")).precision
+    rows = rows_of(name, model, tokenizer, lengths, precision=precision)
+
+    def whole() -> float:
+        with mock.patch.object(chosen_logprobs, "WHOLE", 2**62):
+            return learn(rows)
+
+    assert learn(rows) == whole()
+    what = f"log-probs a few rows at a time, a step of SFT at {name}, {lengths.name} rows, {precision}"
+    yield compare(what, partial(learn, rows), whole, rounds)
 
 
 def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:

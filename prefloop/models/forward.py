@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prefloop.data.batching import length_groups
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
+from prefloop.models.chosen_logprobs import chosen_logprobs, entropies
 from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
@@ -191,17 +192,12 @@ def token_logprobs(
                 hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)
             states = hidden.flatten(0, 1).index_select(0, at)
         logits = read(inner.get_output_embeddings(), states)
-    logits = logits.float()
     if temperature != 1.0:
-        logits = logits / temperature
-    chosen = torch.log_softmax(logits, dim=-1)  # (N, V)
-    picked = chosen.gather(-1, input_ids.flatten()[at + 1].unsqueeze(-1)).squeeze(-1)
+        logits = logits.float() / temperature
+    picked = chosen_logprobs(logits, input_ids.flatten()[at + 1])
     nothing = torch.zeros(input_ids.numel(), dtype=torch.float32, device=input_ids.device)
-    logprobs = nothing.index_copy(0, at + 1, picked)
-    entropy = nothing
-    if with_entropy:
-        with torch.no_grad():
-            entropy = nothing.index_copy(0, at + 1, -(chosen.exp() * chosen).sum(dim=-1))
+    logprobs = nothing.index_copy(0, at + 1, picked.float())
+    entropy = nothing.index_copy(0, at + 1, entropies(logits).float()) if with_entropy else nothing
     return logprobs.view(input_ids.shape), entropy.view(input_ids.shape)
 
 

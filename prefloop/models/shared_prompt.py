@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.models.adapters import plain
+from prefloop.models.chosen_logprobs import chosen_logprobs
 from prefloop.models.forward import adjusts_logits, forward_groups, hidden_states, precision_context
 from prefloop.models.heads import read
 from prefloop.models.ragged import Layout, attends_plainly, flat_states, layout_of, reads_flat
@@ -247,8 +248,7 @@ def tree_logprobs(
 
         def summed(states: Tensor) -> Tensor:
             logits = read(head, states)  # (wanted tokens, V)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            picked = torch.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            picked = chosen_logprobs(logits, targets)
             return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
 
         return places, summed

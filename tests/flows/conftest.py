@@ -8,8 +8,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +19,7 @@ import pytest
 from flows.leftovers import unfinished
 from flows.planning.planner import make_plan, open_repo
 from flows.planning.show import as_json
+from flows.prefect_database import provide_database
 from flows.preparation import refresh
 
 REPOSITORY = Path(__file__).parents[2]
@@ -176,9 +177,14 @@ json.dump({"code": stage_code("sft").record(), **git_state()}, open("runs/sft.js
 
 @dataclass(frozen=True)
 class Project:
-    """A workspace on disk and the commands that people give in it."""
+    """A workspace on disk and the commands that people give in it.
+
+    Attributes:
+        variables: of the environment of each command, such as the address of a Prefect server.
+    """
 
     root: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, **extra: str) -> dict[str, str]:
         cleaned = {
@@ -193,6 +199,7 @@ class Project:
             "HF_HUB_OFFLINE": "1",
             "PREFLOOP_TRACKING": "off",
             "GIT_CONFIG_GLOBAL": os.devnull,
+            **self.variables,
             **extra,
         }
 
@@ -308,8 +315,7 @@ def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     project = Project(root)
     (root / ".prefloop/prefect").mkdir(parents=True)
-    home = {"PREFECT_HOME": str(root / ".prefloop/prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    project.shell(sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y", **home)
+    provide_database(root / ".prefloop/prefect")
     project.shell("git", "init", "-q", "-b", "main")
     project.dvc("init", "-q")
     (root / ".dvc/config").write_text("[core]\n    analytics = false\n    autostage = false\n")

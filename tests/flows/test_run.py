@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def finished(finished, prefect_api):
+    return replace(finished, variables={"PREFECT_API_URL": prefect_api})
+
+
+@pytest.fixture
+def served(project, prefect_api):
+    return replace(project, variables={"PREFECT_API_URL": prefect_api})
+
 
 ALL = {"ingest", "sft", "ppo", "dpo", "evaluate@sft", "evaluate@ppo", "evaluate@dpo", "report"}
 
@@ -34,7 +46,7 @@ def test_set_writes_the_parameter_and_runs_what_reads_it(finished):
 def test_independent_stages_run_side_by_side(finished):
     finished.edit("params.yaml", "kl_coef: 0.05", "kl_coef: 0.1")
     finished.edit("params.yaml", "beta: 0.1", "beta: 0.2")
-    output = finished.prefloop("run", STEPS_PPO="150", STEPS_DPO="150")  # one begins before Prefect is there
+    output = finished.prefloop("run", STEPS_PPO="60", STEPS_DPO="60")
     steps = [line.split()[0] for line in output.splitlines() if "  step " in line]
     changes = sum(1 for before, after in itertools.pairwise(steps) if before != after)
     assert changes > 5, "one stage ran after the other"
@@ -48,14 +60,14 @@ def test_one_job_runs_one_stage_at_a_time(finished):
     assert sum(1 for before, after in itertools.pairwise(steps) if before != after) == 1
 
 
-def test_a_failed_stage_is_told_and_what_does_not_need_it_goes_on(project):
-    output = project.prefloop("run", code=3, FAIL="ppo")
+def test_a_failed_stage_is_told_and_what_does_not_need_it_goes_on(served):
+    output = served.prefloop("run", code=3, FAIL="ppo")
     assert "stage ppo failed with exit code 3" in output
     assert "the data set has no row" in output
     assert "not run: evaluate@ppo, report" in output
-    assert {"dpo", "evaluate@dpo", "evaluate@sft"} <= project.stages_ran()
-    project.prefloop("run")
-    assert project.stages_ran() == {"ppo", "evaluate@ppo", "report"}
+    assert {"dpo", "evaluate@dpo", "evaluate@sft"} <= served.stages_ran()
+    served.prefloop("run")
+    assert served.stages_ran() == {"ppo", "evaluate@ppo", "report"}
 
 
 def test_an_output_changed_by_hand_is_refused_then_rescued(finished):

@@ -33,9 +33,9 @@ def test_figures_that_every_seed_has_are_summed_up() -> None:
 
 
 @pytest.mark.slow
-def test_each_seed_runs_in_a_clone_and_shares_the_cache(finished) -> None:
+def test_each_seed_runs_in_a_clone_and_shares_the_cache(finished, prefect_api) -> None:
     finished.edit("params.yaml", "title: a test", "title: uncommitted")
-    output = finished.prefloop("run", "--seeds", "2")
+    output = finished.prefloop("run", "--seeds", "2", PREFECT_API_URL=prefect_api)
     assert "intervals over 2 seeds; figures: metrics/seeds.json" in output
     clones = [finished.root / f".prefloop/seeds/seed-{seed}" for seed in (0, 1)]
     assert [(clone / "params.yaml").read_text().splitlines()[1] for clone in clones] == ["seed: 0", "seed: 1"]

@@ -46,10 +46,14 @@ class Workspace:
 
     Args:
         variables: what commands find in their environment besides.
+
+    Attributes:
+        api: a Prefect server for the runs; empty lets each start its own.
     """
 
     def __init__(self, root: Path, variables: dict[str, str] | None = None) -> None:
         self.root, self.variables = root, variables or {}
+        self.api = ""
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -60,7 +64,12 @@ class Workspace:
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=self.root,
-            env={**environment, "PYTHONPATH": str(self.root), "GIT_CONFIG_GLOBAL": os.devnull},
+            env={
+                **environment,
+                "PYTHONPATH": str(self.root),
+                "GIT_CONFIG_GLOBAL": os.devnull,
+                **({"PREFECT_API_URL": self.api} if self.api else {}),
+            },
             capture_output=True,
             text=True,
             timeout=900,
@@ -112,11 +121,14 @@ def clone_of(repository: Path, root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspace:
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory, repository: Path, request: pytest.FixtureRequest
+) -> Workspace:
     """After a first run at a tiny size."""
     made = Workspace(clone_of(repository, tmp_path_factory.mktemp("real") / "prefloop"))
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    made.first_output = made.run(*settings)
+    made.first_output = made.run(*settings)  # with a server of its own, as a stranger's first run
+    made.api = request.getfixturevalue("prefect_api")
     return made
 
 
