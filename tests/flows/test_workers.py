@@ -157,6 +157,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(small, pool, finished_t
     assert "the Prefect server answers again" in output
     assert weights(small) == finished_weights(finished_template)
     assert pool.ran("first")["sft"] == [0], "what it learned meanwhile was lost"
+    pool.revive()
 
 
 def test_what_a_stage_did_itself_is_not_tried_again(small, pool):

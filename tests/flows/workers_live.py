@@ -86,6 +86,12 @@ class Live:
                 found.setdefault(stage, []).append(int(step))
         return found
 
+    def revive(self) -> None:
+        """Starts workers that ended by themselves, as Prefect's do when their server is away for long."""
+        for worker in self.workers.values():
+            if not worker.running():
+                worker.start()
+
     def forget(self) -> None:
         """Removes the clones of all workers, none of which has work."""
         for worker in self.workers.values():
