@@ -1,6 +1,6 @@
 # prefloop: `make run` runs the pipeline, `make test` the tests. Everything stays inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help env run plan ui test check check-image format clean-env
+.PHONY: help env run plan ui test check format clean-env
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## make .venv from constraints.txt
 
@@ -48,9 +48,6 @@ check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-
-check-image: $(STAMP)  ## build steps of infra/Containerfile in a fresh environment; minutes, package registries
-	@$(BIN)/python -m pytest -m image tests/infra/test_image.py $(ARGS)
 
 format: $(STAMP)  ## mend what `make check` can mend by itself
 	@$(BIN)/ruff check --fix .
