@@ -1,6 +1,6 @@
 # prefloop: `make run` runs the pipeline, `make test` the tests. Everything stays inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help env run plan ui test soak check check-image format clean-env
+.PHONY: help env run plan ui test soak check format clean-env
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## make .venv from constraints.txt
 
@@ -53,9 +53,6 @@ check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-
-check-image: $(STAMP)  ## build steps of infra/Containerfile in a fresh environment; minutes, package registries
-	@$(BIN)/python -m pytest -m image tests/infra/test_image.py $(ARGS)
 
 format: $(STAMP)  ## mend what `make check` can mend by itself
 	@$(BIN)/ruff check --fix .

@@ -79,15 +79,11 @@ def stage_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: who is done early finds short ones to take over. A shared long run before all others.
 
-    Left to the end, the shared run would be waited for by everyone, or made twice. What needs package
-    registries runs only where it is asked for.
+    Left to the end, the shared run would be waited for by everyone, or made twice.
     """
-    if "image" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("image")])
-        items[:] = [item for item in items if not item.get_closest_marker("image")]
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         return item.path.parent.name != "pipeline", item.get_closest_marker("slow") is None

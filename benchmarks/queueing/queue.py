@@ -54,7 +54,7 @@ class Api:
             last = attempt == TRIES - 1
             try:
                 answer = self._client.request(method, path, **words)
-                if answer.status_code != 503 or last:
+                if answer.status_code < 500 or last:  # a query that took too long is a 500
                     return answer.raise_for_status().json()
             except httpx.TransportError:
                 if last:

@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.workspaces import ROOT, environment
 from prefloop.config.read import read_yaml
-from tests.pipeline.test_real_pipeline import TINY
+from tests.pipeline.conftest import TINY
 
 HERE = Path(__file__).parent
 STEPS = 40
