@@ -52,7 +52,8 @@ def identify(pid: int) -> ProcessId | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return ProcessId(pid, round(_since_start(pid) or process.create_time(), 2))
+        began = _since_start(pid)
+        return ProcessId(pid, round(process.create_time() if began is None else began, 2))
     except psutil.Error:
         return None
 
