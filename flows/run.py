@@ -14,7 +14,7 @@ from flows import settings
 from flows.cores import taking_every_core
 from flows.head_start import RunOne, head_start
 from flows.late_delivery import deliver_late
-from flows.leftovers import unfinished
+from flows.leftovers import settle, unfinished
 from flows.planning.model import Action, Plan, StagePlan
 from flows.planning.planner import make_plan, open_repo, pipeline_stages
 from flows.planning.show import plan_lines
@@ -120,6 +120,7 @@ def _execute(
     else:
         run_preparation(supervisor, repo, terminal.line)
     plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
+    settle(root, (stage.name for stage in plan.stages if stage.action is Action.SKIP))
     _deal_with_edited(root, plan, request.force, terminal)
     steps: dict[str, Callable[[], str]] = {}
     if promotion_due(root, plan):
