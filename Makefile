@@ -1,6 +1,6 @@
 # prefloop: `make run` runs the pipeline, `make test` the tests. Everything stays inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help env run plan ui test check format clean-env
+.PHONY: help env run plan ui test soak check format clean-env
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +43,9 @@ ui: $(STAMP)  ## open MLflow and Prefect on what ran
 
 test: $(STAMP)  ## every test, offline. ARGS="-m 'not slow'" leaves out the slow ones
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+soak: $(STAMP)  ## fifty faults in a row, nothing lost; an hour or less. ARGS="--faults 10 --seed 1" and the like are passed on
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .

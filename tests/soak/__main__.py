@@ -1,0 +1,103 @@
+"""Many faults, one after another: does every run end as if nothing had happened?
+
+    python -m tests.soak [--faults 50] [--real 10] [--seed 0] [--only N ...] [--folder DIR] [--json FILE]
+
+Starts PostgreSQL, S3-compatible storage, a Prefect server and an MLflow server, makes two workspaces (a light
+pipeline, and the real dvc.yaml at tiny sizes), and lets faults strike runs in them, a line each: what, when,
+how the run ended. Prints a table; exits with 1 where something was lost, differs, or was left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.growth.circumstances import circumstances, in_words
+from tests.soak.pipelines import LIGHT, REAL
+from tests.soak.services import servers
+from tests.soak.soak import Result, Soak, available, left_out, schedule
+from tests.soak.world import world
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown, a line a fault."""
+    lines = [
+        "| | pipeline | fault | struck | finished by | s | |",
+        "| --: | --- | --- | --- | --- | --: | --- |",
+    ]
+    for one in results:
+        well = "as undisturbed" + (", metrics by the next run" if one.late else "")
+        verdict = well if one.well else "; ".join(one.problems)
+        lines.append(
+            f"| {one.number} | {one.pipeline} | {one.what or one.fault} | {one.moment} | {one.how} "
+            f"| {one.seconds:.0f} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def soak(folder: Path, faults: int, real: int, seed: int, only: Collection[int]) -> list[Result]:
+    """Strikes: in the light pipeline first, then `real` times in the real one.
+
+    Args:
+        only: numbers of the faults that strike; empty takes all.
+    """
+    results: list[Result] = []
+    with ExitStack() as stack:
+        around = stack.enter_context(servers(folder / "servers"))
+        say(f"servers: {', '.join(around.services)}")
+        for pipeline, begin, count in ((LIGHT, 1, faults - real), (REAL, faults - real + 1, real)):
+            wanted = range(begin, begin + count)
+            if not count or (only and not set(only) & set(wanted)):
+                continue
+            made = stack.enter_context(world(folder / pipeline.name, pipeline, around))
+            made_soak = Soak(made, seed, say)
+            has = available(made)
+            for line in left_out(has):
+                say(f"     {pipeline.name:5}  left out: {line}")
+            made_soak.prepare()
+            for number, fault in enumerate(schedule(count, seed, has), begin):
+                if not only or number in only:
+                    results.append(made_soak.strike(number, fault))
+                    say(str(results[-1]))
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--faults", type=int, default=50, help="how many in all")
+    parser.add_argument("--real", type=int, default=10, help="of these, in the real pipeline")
+    parser.add_argument("--seed", type=int, default=0, help="which faults, and when")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work and what to keep; a temporary folder without"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # servers end with it
+    begun = circumstances()
+    say(f"{in_words(begun)}\nseed {options.seed}")
+    with tempfile.TemporaryDirectory(prefix="prefloop-soak-", ignore_cleanup_errors=True) as temporary:
+        folder = (options.folder or Path(temporary)).absolute()
+        results = soak(folder, options.faults, min(options.real, options.faults), options.seed, options.only)
+    failed = [one for one in results if not one.well]
+    ways = Counter(one.how for one in results if one.well)
+    say(f"\n{table(results)}\n\n{len(results)} faults, {len(failed)} failed; {dict(ways)}")
+    if options.json:
+        values = {**begun, "seed": options.seed, "faults": [asdict(one) for one in results]}
+        options.json.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
