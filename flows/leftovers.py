@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from flows.settings import STATE
@@ -76,6 +77,15 @@ def mark_finished(root: Path, stage: str) -> None:
 def unfinished(root: Path) -> set[str]:
     """Stages that were cut off or failed, and have not been run to their end since."""
     return {path.read_text(encoding="utf-8") for path in (root / STATE / "unfinished").glob("*")}
+
+
+def settle(root: Path, up_to_date: Iterable[str]) -> None:
+    """Takes back the marks of stages that are up to date: their run was cut off after DVC had recorded them.
+
+    A mark that stayed would have a later edit by hand taken for something that a cut-off stage left.
+    """
+    for stage in unfinished(root).intersection(up_to_date):
+        mark_finished(root, stage)
 
 
 def _mark(root: Path, stage: str) -> Path:

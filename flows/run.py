@@ -16,7 +16,7 @@ from flows.cores import taking_every_core
 from flows.gpus import own_gpus
 from flows.head_start import RunOne, head_start
 from flows.late_delivery import deliver_late
-from flows.leftovers import unfinished
+from flows.leftovers import settle, unfinished
 from flows.placement import decide, placed
 from flows.planning.model import Action, Plan, StagePlan
 from flows.planning.planner import make_plan, open_repo, pipeline_stages
@@ -128,6 +128,7 @@ def _execute(
     pools = Pools(supervisor, placement.resources)
     prepare(supervisor, repo, placement, pools.environment, terminal.line)
     plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
+    settle(root, (stage.name for stage in plan.stages if stage.action is Action.SKIP))
     plan, room = placed(plan, placement, root), room_here()
     refuse_what_has_no_room(plan.stages, room)
     _deal_with_edited(root, plan, request.force, terminal)

@@ -124,8 +124,11 @@ class _Run:
         writer = self._state.get("writer")
         if "mlflow_run_id" not in self._state or (writer and ProcessId(*writer).alive()):
             return
-        if self._path.stat().st_size != self._offset:
-            return  # the kill left a torn line, or an event came this moment: the next delivery sees
+        with open(self._path, "rb") as handle:
+            handle.seek(self._offset)
+            if b"\n" in handle.read():
+                return  # an event came this moment: the next delivery sees
+        # A line that a kill or a full disk left torn at the end is nothing any more: nobody will end it.
         if not self._state.get("ended"):
             self._store.client.set_terminated(self.id, "KILLED", self._state.get("last"))
             write_state(self._path, {**self._state, "ended": True})

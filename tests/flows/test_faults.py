@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from flows.leftovers import mark_unfinished, unfinished
+
 pytestmark = pytest.mark.slow
 
 SLOW = {"STEPS_SFT": "80"}
@@ -180,3 +182,13 @@ def test_work_cut_off_after_the_stage_ended_is_not_taken_for_a_hand_edit(project
     assert project.plan()["sft"]["edited_outputs"] == []
     os.remove(project.root / ".prefloop/unfinished/sft")
     assert project.plan()["sft"]["edited_outputs"] == ["models/sft"]
+
+
+def test_a_stage_that_was_recorded_before_its_run_was_cut_off_is_finished(finished):
+    """A mark that stayed would have this edit overwritten by the next run."""
+    mark_unfinished(finished.root, "sft")
+    mark_unfinished(finished.root, "evaluate@sft")
+    assert "up to date" in finished.prefloop("run")
+    assert unfinished(finished.root) == set()
+    (finished.root / "models/sft/weights").write_text("edited by hand")
+    assert finished.plan()["sft"]["edited_outputs"] == ["models/sft"]

@@ -11,9 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 
 from tests.soak.proxy import Behaviour, Proxy
@@ -57,9 +56,8 @@ class Fault:
         name: in the table.
         strike: does it; returns what it did, for people.
         when: "training" (after a step of a training), "any" (at any time of a run), "start" (as it starts).
-        needs: "servers", "mount", "faketime", "warm"; where one lacks, this is said.
+        needs: "servers", "mount", "warm"; where one lacks, this is said.
         mend: what a person does before the one command.
-        variables: further environment of the run that it strikes, made for a scene's world.
         drop: an environment variable that the run does not get.
         tracked: the metrics of the process that was struck are all expected in MLflow.
     """
@@ -69,7 +67,6 @@ class Fault:
     when: str = "training"
     needs: frozenset[str] = frozenset()
     mend: Callable[[Scene], None] | None = None
-    variables: Callable[[World], Mapping[str, str]] | None = None
     drop: str = ""
     tracked: bool = True
 
@@ -235,37 +232,6 @@ def free_disk(scene: Scene) -> None:
     scene.world.free_disk()
 
 
-def _jump(seconds: int) -> Strike:
-    def strike(scene: Scene) -> str:
-        _clock(scene.world).write_text(f"{seconds:+d}\n", encoding="ascii")
-        return f"the clock jumps by {seconds:+,} s"
-
-    return strike
-
-
-def _clock(world: World) -> Path:
-    return world.root.parent / "clock"
-
-
-def faketime_library() -> Path | None:
-    """libfaketime, of the package faketime or where SOAK_FAKETIME says; None without."""
-    named = os.environ.get("SOAK_FAKETIME")
-    places = [Path(named)] if named else sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return next((place for place in places if place.exists()), None)
-
-
-def under_faketime(world: World) -> Mapping[str, str]:
-    """Environment of a run whose clock a file moves; what counts seconds alone is left as it is."""
-    _clock(world).write_text("+0\n", encoding="ascii")
-    return {
-        "LD_PRELOAD": str(faketime_library()),
-        "FAKETIME_TIMESTAMP_FILE": str(_clock(world)),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
-
-
 def frozen(scene: Scene) -> str:
     """Every process of the run stands still for a while, as in a virtual machine that is moved."""
     seconds = scene.draw.uniform(2.0, 6.0)
@@ -306,8 +272,6 @@ FAULTS = (
     Fault("two coordinators", two_coordinators),
     Fault("two coordinators at once", two_at_once, when="start"),
     Fault("disk full", fill_disk, needs=frozenset({"mount"}), mend=free_disk, tracked=False),
-    Fault("clock forward", _jump(86_400), needs=frozenset({"faketime"}), variables=under_faketime),
-    Fault("clock back", _jump(-3_600), needs=frozenset({"faketime"}), variables=under_faketime),
     Fault("frozen", frozen),
 )
 """Every kind. A soak takes them in turn, in an order that its seed draws."""
@@ -318,8 +282,6 @@ def available(world: World) -> frozenset[str]:
     found = {"servers"} if world.servers is not None else set()
     if world.mounted:
         found.add("mount")
-    if faketime_library() is not None:
-        found.add("faketime")
     if world.pipeline.name == "real":
         found.add("warm")
     return frozenset(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -100,9 +100,8 @@ class Soak:
         assert self._tracking is not None
         self._change(draw)
         stage, steps = draw.choice(sorted(world.pipeline.trainers.items()))
-        extra: Mapping[str, str] = fault.variables(world) if fault.variables else {}
         began = time.monotonic()
-        run = world.start(drop=fault.drop, **extra)
+        run = world.start(drop=fault.drop)
         scene = Scene(world, draw, stage, draw.randint(1, steps - 1), run)
         result.moment = moment(scene, fault, self._want[self._variant].seconds)
         step, checkpoint = world.step(stage), world.checkpoint(stage)
@@ -188,7 +187,6 @@ def left_out(has: frozenset[str]) -> Iterator[str]:
 MISSING = {
     "servers": "no servers were started",
     "mount": "no file system of its own could be mounted (needs root on Linux)",
-    "faketime": "libfaketime is not installed (apt-get install faketime), and SOAK_FAKETIME names none",
     "warm": "stages start warm in the real pipeline alone",
 }
 

@@ -126,6 +126,19 @@ def test_the_run_of_a_killed_process_is_marked(store, monkeypatch):
     assert seen(store)[0][tracker.run][0] == "KILLED"
 
 
+def test_a_line_that_a_killed_process_left_torn_waits_for_nobody(store, monkeypatch):
+    tracker = write_run(end="")
+    path = spool_folder() / f"{tracker.run}.jsonl"
+    with open(path, "a") as handle:
+        handle.write('{"kind": "metrics", "step": 21')
+    deliver(store)
+    assert path.exists(), "its writer lives: the rest of the line may come"
+    monkeypatch.setattr("tasks.support.process.ProcessId.alive", lambda self: False)
+    deliver(store)
+    assert waiting() == 0
+    assert seen(store)[0][tracker.run][0] == "KILLED"
+
+
 def test_a_refused_event_does_not_hold_up_the_rest(store):
     tracker = write_run(end="")
     deliver(store)
