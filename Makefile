@@ -1,6 +1,6 @@
 # prefloop: `make run` runs the pipeline, `make test` the tests. Everything stays inside this folder.
 .DEFAULT_GOAL := help
-.PHONY: help env run plan ui test soak check format clean-env
+.PHONY: help env run plan ui test test-servers soak check format clean-env
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## make .venv from constraints.txt
 
@@ -43,8 +43,11 @@ plan: $(STAMP)  ## what `make run` would do, and why
 ui: $(STAMP)  ## open MLflow and Prefect on what ran
 	@$(BIN)/python -m flows.ui $(ARGS)
 
-test: $(STAMP)  ## every test, offline. ARGS="-m 'not slow'" leaves out the slow ones
+test: $(STAMP)  ## every test but those of test-servers, offline. ARGS="-m 'not slow'" leaves out the slow ones
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-servers: $(STAMP)  ## tests with several servers and workers, some minutes more
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m servers -n 2 --dist loadfile $(ARGS)
 
 soak: $(STAMP)  ## fifty faults in a row, nothing lost; an hour or less. ARGS="--faults 10 --seed 1" and the like are passed on
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)

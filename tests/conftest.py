@@ -79,11 +79,17 @@ def stage_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests first: who is done early finds short ones to take over. A shared long run before all others.
 
-    Left to the end, the shared run would be waited for by everyone, or made twice.
+    Left to the end, the shared run would be waited for by everyone, or made twice. Tests that start several
+    servers and workers are left out of a run of the whole suite: `make test-servers`, or name their file.
     """
+    whole = {Path(word).resolve() for word in config.args} <= {ROOT, ROOT / "tests"}
+    if whole and "servers" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("servers")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         return item.path.parent.name != "pipeline", item.get_closest_marker("slow") is None

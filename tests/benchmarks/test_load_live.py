@@ -17,7 +17,7 @@ from tasks.support.mlflow_store import local_folder, reached, read_config
 from tasks.support.records import find
 from tests.support.conftest import tracked as tracked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 ROOT = Path(__file__).parents[2]
 

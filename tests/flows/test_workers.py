@@ -13,7 +13,7 @@ from flows.planning.planner import open_repo
 from flows.workers.data import produced_inputs
 from tests.flows.workers_live import POOL, Live
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from benchmarks.queueing.run import DEPLOYMENT, POOL, Fleet, work_off
 from tests.infra.conftest import Server
 from tests.infra.test_setup import ask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 WORKERS = 2
 

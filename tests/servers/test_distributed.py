@@ -28,7 +28,7 @@ from tests.servers.mlflow_server import MlflowServer
 from tests.servers.prefect_server import PrefectServer
 from tests.servers.service import end_all
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 KEPT = ("models/", "data/", "metrics/", "plots/", "reports/looks/")
 """Outputs that follow from the inputs alone."""

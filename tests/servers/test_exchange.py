@@ -22,7 +22,7 @@ from tests.flows.conftest import finished_template as finished_template
 from tests.flows.conftest import project_template as project_template
 from tests.servers.bucket_server import BucketServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 _count = itertools.count()
 

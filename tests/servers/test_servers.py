@@ -13,7 +13,7 @@ from tests.servers.mlflow_server import MlflowServer
 from tests.servers.postgres import Postgres, postgres_programs
 from tests.servers.prefect_server import PrefectServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 
 def sql(postgres: Postgres, command: str) -> str:
