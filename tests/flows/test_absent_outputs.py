@@ -88,7 +88,7 @@ def test_a_model_is_fetched_by_its_name(finished, tmp_path, monkeypatch):
 def test_a_remote_that_is_away_is_said_and_nothing_runs_instead(finished, tmp_path, monkeypatch):
     sent_away(finished, tmp_path, monkeypatch)
     shutil.move(tmp_path / "shared", tmp_path / "elsewhere")
-    assert "where workers left it, is not there" in finished.prefloop("run", code=6)
+    assert "where workers left it, is not there" in finished.prefloop("run", code=7)
     assert finished.stages_ran() == set()
     shutil.move(tmp_path / "elsewhere", tmp_path / "shared")
     assert "nothing changed" in finished.prefloop("run")

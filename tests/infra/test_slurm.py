@@ -17,6 +17,8 @@ import pytest
 from tests.flows.conftest import wait_until
 from tests.infra.conftest import INFRA, REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = INFRA / "slurm/worker.sbatch"
 SCONTROL = '#!/bin/sh\necho "$@" >> "$CALLS"\n'
 

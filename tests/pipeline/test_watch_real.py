@@ -105,6 +105,14 @@ def own_file(workspace: Workspace) -> Path:
     return found
 
 
+def fitted(workspace: Workspace) -> set[str]:
+    """Prompts, as their rows have them, whose comparisons the reward model was fitted to."""
+    traced = [json.loads(line) for line in workspace.prefloop("trace", "reward", "--rows").splitlines()]
+    ids = {row["id"] for row in traced if row["stage"] == "reward" and row["use"] == "fitted"}
+    lines = (workspace.root / "data/validated/preferences.jsonl").read_text().splitlines()
+    return {str(row["prompt"]) for row in map(json.loads, lines) if row["id"] in ids}
+
+
 def begun(workspace: Workspace, stage: str, since: float, seconds: float = 120) -> float:
     """When a stage took its lock (seconds after `since`, monotonic)."""
     lock = workspace.root / f".prefloop/locks/{stage}.lock"
@@ -145,7 +153,9 @@ def test_equal_content_runs_nothing(copy: Workspace, watch: Watch) -> None:
 def test_a_changed_row_runs_the_stages_that_need_it_within_ten_seconds(copy: Workspace, watch: Watch) -> None:
     file, before, weights, runs = own_file(copy), locked(copy), copy.weights(), watch.said("done")
     rows = file.read_text().splitlines(keepends=True)
-    number, row = next((n, json.loads(line)) for n, line in enumerate(rows))
+    number, row = next(
+        (n, row) for n, row in enumerate(map(json.loads, rows)) if str(row["prompt"]) in fitted(copy)
+    )
     chosen = row["chosen"]
     changed = "It is, by far." if isinstance(chosen, str) else [{**chosen[0], "content": "It is, by far."}]
     rows[number] = json.dumps({**row, "chosen": changed}) + "\n"
