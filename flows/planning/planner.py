@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from dvc.output import Output
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""DVC's schema of dvc.yaml is no thing of one thread: read by several, now and then it finds a sound file wrong."""
+
+
 def open_repo(root: Path) -> Repo:
     """Opens the DVC repository at `root`.
 
@@ -38,8 +43,9 @@ def open_repo(root: Path) -> Repo:
 
     parse_once()
     try:
-        repo = Repo(str(root))
-        repo.index.graph  # noqa: B018  (reads dvc.yaml and builds the graph now, not somewhere later)
+        with _ONE_AT_A_TIME:
+            repo = Repo(str(root))
+            repo.index.graph  # noqa: B018  (reads dvc.yaml and builds the graph now, not somewhere later)
     except NotDvcRepoError as error:
         raise ConfigError(
             f"{root} is no DVC repository", "run in the root of the project, or `dvc init`"
