@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""DVC's schema of dvc.yaml is no thing of one thread: read by several, now and then it finds a sound file wrong."""
+"""DVC's schema of dvc.yaml is for one thread: of several, now and then one finds a sound file wrong."""
 
 
 def open_repo(root: Path) -> Repo:
