@@ -117,7 +117,9 @@ def take_over(root: Path, stage: str, entry: dict[str, Any] | None = None) -> No
         with _asking(repo):
             if out.is_dir_checksum:
                 out.get_dir_cache(remote=REMOTE)
-        if out.exists and out.changed_checksum():
+        if not out.changed_cache():  # with its listing it is whole: its files equal small ones that came home
+            out.checkout(force=True)
+        elif out.exists and out.changed_checksum():
             _remove(Path(out.fs_path))
 
 
