@@ -129,7 +129,8 @@ def _execute(
     prepare(supervisor, repo, placement, pools.environment, terminal.line)
     plan = make_plan(repo, request.targets, force=request.force, interrupted=unfinished(root))
     settle(root, (stage.name for stage in plan.stages if stage.action is Action.SKIP))
-    plan, room = placed(plan, placement, root), room_here()
+    plan = placed(plan, placement, root)
+    room = Room() if plan.nothing_to_do else room_here()  # it asks the GPUs' driver
     refuse_what_has_no_room(plan.stages, room)
     _deal_with_edited(root, plan, request.force, terminal)
     steps: dict[str, Callable[[], str]] = {}

@@ -89,7 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if whole and "servers" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("servers")]
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = [item for item in items if not item.get_closest_marker("servers")]
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         return item.path.parent.name != "pipeline", item.get_closest_marker("slow") is None

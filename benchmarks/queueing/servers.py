@@ -30,12 +30,11 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres(folder: Path, programs: Path, *, durable: bool = True) -> Iterator[str]:
+def postgres(folder: Path, programs: Path) -> Iterator[str]:
     """A fresh cluster; yields its URL without a database's name.
 
     Args:
         folder: an empty folder, which becomes that of another user where this one is root.
-        durable: what is committed survives the machine, as by default; tests do without.
     """
     port = some_port()
     as_user: list[str] = []
@@ -46,11 +45,9 @@ def postgres(folder: Path, programs: Path, *, durable: bool = True) -> Iterator[
         as_user = ["runuser", "-u", "nobody", "--"]
     data, quiet = folder / "data", {"check": True, "cwd": folder, "stdout": subprocess.DEVNULL}
     begin = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "postgres", "--auth=trust"]
-    begin += [] if durable else ["--no-sync"]
     subprocess.run(begin, **quiet)  # type: ignore[call-overload]
     control = [*as_user, str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories="
-    options += "" if durable else " -c fsync=off"
     subprocess.run([*control, "-o", options, "start"], **quiet)  # type: ignore[call-overload]
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}"

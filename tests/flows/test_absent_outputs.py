@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.planning.planner import open_repo
-from flows.workers.data import push
+from flows.workers.data import push, take_over
 from flows.workers.exchange import open_exchange
 from flows.workers.here import bring_model
 
@@ -92,3 +92,22 @@ def test_a_remote_that_is_away_is_said_and_nothing_runs_instead(finished, tmp_pa
     assert finished.stages_ran() == set()
     shutil.move(tmp_path / "elsewhere", tmp_path / "shared")
     assert "nothing changed" in finished.prefloop("run")
+
+
+def test_a_model_whose_files_equal_a_small_output_comes_home(finished, tmp_path, monkeypatch):
+    """Its content is here anyway: left away, it would count as restorable, and be asked for in every run."""
+    weights, record = finished.root / "models/sft/weights", finished.root / "runs/sft.json"
+    content = record.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content)
+    finished.dvc("commit", "--force", "sft")
+    monkeypatch.setenv("PREFLOOP_REMOTE", str(tmp_path / "shared"))
+    open_exchange(finished.root)
+    repo = open_repo(finished.root)
+    out = next(out for out in repo.index.outs if str(out) == "models/sft")
+    push(repo, [out for out in repo.index.outs if out.use_cache])
+    Path(out.cache.oid_to_path(out.hash_info.value)).unlink()  # its listing alone is not here
+    shutil.rmtree(finished.root / "models/sft")
+    take_over(finished.root, "sft")
+    assert weights.read_bytes() == content
+    assert finished.plan()["sft"]["action"] == "skip"

@@ -13,15 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.queueing.servers import postgres_programs
 from tests.servers.service import Service
-
-
-def postgres_programs() -> Path | None:
-    """Where initdb and postgres are; Debian keeps them off PATH."""
-    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    found = shutil.which("initdb")
-    places += [Path(found).parent] if found else []
-    return next((place for place in places if (place / "initdb").exists()), None)
 
 
 class Postgres(Service):
