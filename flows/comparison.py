@@ -83,11 +83,25 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> list[Difference]:
     found = []
     for group in GROUPS:
         sides = [_code(record) if group == "code" else record.get(group) or {} for record in records]
+        if group == "params":
+            sides = _absent_sections_as_one(sides)
         for name in sorted(set().union(*sides)):
             values = tuple(side.get(name) for side in sides)
             if len({str(value) for value in values}) > 1:
                 found.append(Difference(group, name, values))
     return found
+
+
+def _absent_sections_as_one(sides: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A method that not all runs use under its one name: each of its parameters would be a difference."""
+    sections = [{name.partition(".")[0] for name in side} for side in sides]
+    absent = set().union(*sections) - set.intersection(*sections) - {"policies"}
+    merged: list[Mapping[str, Any]] = []
+    for side in sides:
+        idle = {name for name in side if "." in name and name.partition(".")[0] in absent}
+        kept = {name: value for name, value in side.items() if name not in idle}
+        merged.append(kept | {name.partition(".")[0]: "in use" for name in idle})
+    return merged
 
 
 def _code(record: Mapping[str, Any]) -> dict[str, Any]:

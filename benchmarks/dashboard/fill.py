@@ -1,7 +1,8 @@
 """Runs in MLflow, as the pipeline writes them: python -m benchmarks.dashboard.fill RUNS, in a workspace.
 
-Every tenth is a pipeline run with all of params.yaml, the others are stages under it: curves, figures, costs,
-data sets, checkpoints, models in the registry. They go the way that a stage's events go, through the spool.
+Every tenth is a pipeline run with the parameters in use, the others are stages under it: curves, figures,
+costs, data sets, checkpoints, models in the registry. They go the way that a stage's events go, through the
+spool.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from tasks.support.tracking import RunTracker, registered_name
 from tasks.support.workspace import slug
 
 POLICIES = ("sft", "ppo", "dpo")
-KINDS = ("demonstrations", "preferences", "prompts", "text")
+KINDS = (
+    "demonstrations", "preferences", "prompts", "text", "judge", "unpaired", "evaluation", "held_out",
+)  # fmt: skip
+FOLDERS = ("raw", "validated", "quarantine")
 AT_ONCE = 10
 """Pipelines between two deliveries."""
 ENVIRONMENT = {
@@ -87,7 +91,8 @@ def pipeline_run(number: int) -> str:
     """One pipeline run with its stages, all in the spool; returns its id. Figures follow from the number."""
     pipeline = Pipeline()
     write_json(Path("runs/environment.json"), ENVIRONMENT)
-    lock = {f"data/raw/{kind}.jsonl": digest(f"{kind} {number // 10}") for kind in KINDS}
+    files = {f"data/{folder}/{kind}.jsonl": kind for folder in FOLDERS for kind in KINDS}
+    lock = {path: digest(f"{kind} {number // 10}") for path, kind in files.items()}
     outs = [{"path": path, "md5": md5} for path, md5 in lock.items()]
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"ingest": {"outs": outs}}}), encoding="utf-8")
     policies = {policy: evaluation(number, place) for place, policy in enumerate(POLICIES)}

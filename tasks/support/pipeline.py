@@ -35,6 +35,8 @@ MAIN_FIGURES = (
 """Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
 
 SCORES = ("gold", "win_rate_vs_sft")
+PLACEMENT = "resources"
+"""The section that says where stages run; no stage reads it."""
 
 
 class Pipeline:
@@ -55,7 +57,7 @@ class Pipeline:
         self._git = git_state()
 
     def begin(self) -> None:
-        """Opens the run with every parameter, unless an earlier stage of a bare `dvc repro` did."""
+        """Opens the run with the parameters in use, unless an earlier stage of a bare `dvc repro` did."""
         if not self._tracker.known:
             self._tracker.start(params=_parameters(), tags=self._git)
 
@@ -186,7 +188,11 @@ def records_folder() -> Path:
 
 
 def _parameters() -> dict[str, str]:
-    return redact_all(flatten(read_yaml("params.yaml")))
+    """What a stage of this pipeline reads: a page of runs that all have every method's takes seconds."""
+    params = read_yaml("params.yaml")
+    policies = params.get("policies") or {}
+    idle = {method for method, variants in policies.items() if not variants} | {PLACEMENT}
+    return redact_all(flatten({name: value for name, value in params.items() if name not in idle}))
 
 
 def _run_record(stage: str) -> dict[str, Any] | None:

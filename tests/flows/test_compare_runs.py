@@ -34,6 +34,19 @@ def test_what_differs_is_listed_and_what_is_equal_is_not():
     ]
 
 
+def test_a_method_that_one_run_does_not_use_is_one_difference():
+    other = record("b", 1.5, lr="0.2")
+    kto = {"kto.beta": "0.1", "kto.batch": "8", "policies.kto.kto.beta": "0.2", "fresh": "1"}
+    other["params"] = {**other["params"], **kto}
+    found = compare([record("a", 1.5), other])
+    assert [(d.name, d.values) for d in found.differences] == [
+        ("fresh", (None, "1")),
+        ("kto", (None, "in use")),
+        ("policies.kto.kto.beta", (None, "0.2")),
+        ("sft.learning_rate", ("0.1", "0.2")),
+    ]
+
+
 @pytest.mark.parametrize(("width", "sure"), [(0.05, "intervals apart"), (0.3, "intervals overlap")])
 def test_the_better_run_is_named_with_its_certainty(width, sure):
     found = compare([record("a", 1.5, width=width), record("b", 1.9, width=width)])

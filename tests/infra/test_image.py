@@ -1,9 +1,13 @@
-"""The image's build steps, as they stand in the Containerfile."""
+"""The image's build steps: as they stand in the Containerfile, in a fresh virtual environment."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +16,29 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.infra.conftest import INFRA, REPOSITORY
+
+IGNORED = shutil.ignore_patterns("__pycache__", "secrets", ".env")
+IMPORTS = [
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "prefect",
+    "dvc.repo",
+    "mlflow",
+    "psycopg2",
+    "boto3",
+    "great_expectations",
+    "flows.cli.main",
+    "flows.deployed",
+    "flows.workers.stage",
+    "flows.automations",
+    "tasks.sft",
+    "tasks.ppo",
+    "tasks.report",
+    "prefloop.report.page",
+    "prefloop.data.validation.page",
+]
 
 
 def instructions(stage: int) -> list[tuple[str, str]]:
@@ -27,6 +54,12 @@ def copied(stage: int) -> list[tuple[list[str], str]]:
     """Sources and target of each COPY from the project."""
     words = [rest.split() for word, rest in instructions(stage) if word == "COPY"]
     return [(sources, target) for *sources, target in words if not sources[0].startswith("--from")]
+
+
+def assignments(stage: int, word: str) -> dict[str, str]:
+    """What ENV or ARG instructions set."""
+    rests = [rest for found, rest in instructions(stage) if found == word]
+    return dict(pair.partition("=")[::2] for rest in rests for pair in rest.split())
 
 
 def install_step() -> str:
@@ -91,3 +124,68 @@ def test_everything_that_the_image_installs_is_pinned():
         (pin,) = pins[canonicalize_name(one.name)]
         assert pin.operator == "=="
         assert one.specifier.contains(pin.version), f"{one} and the pin {pin}"
+
+
+@pytest.mark.servers
+def test_the_build_steps_make_an_environment_that_works(tmp_path):
+    """Minutes, and package registries: `make test-servers` runs it, the suite does not."""
+    source, venv = tmp_path / "src", tmp_path / "venv"
+    source.mkdir()
+    for names, target in copied(0):
+        for name in names:
+            place = source / target
+            if (REPOSITORY / name).is_dir():
+                shutil.copytree(REPOSITORY / name, place, ignore=IGNORED)
+            else:
+                shutil.copy2(REPOSITORY / name, place)
+    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    arguments = {**assignments(0, "ARG"), "TORCH_INDEX": os.environ.get("TORCH_INDEX", "")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    built = {
+        **pip,
+        **assignments(0, "ENV"),
+        **arguments,
+        "VENV": str(venv),
+        "PATH": path,
+        "HOME": str(tmp_path),
+    }
+    for step in [rest for word, rest in instructions(0) if word == "RUN"]:
+        done = subprocess.run(["sh", "-euc", step], cwd=source, env=built, capture_output=True, text=True)
+        assert done.returncode == 0, f"{step}\n{(done.stdout + done.stderr)[-4000:]}"
+
+    ((names, _),) = copied(1)
+    assert names == ["infra"]
+    shutil.copytree(INFRA, venv / "infra", ignore=IGNORED)
+    shutil.rmtree(source)  # what is installed stands by itself
+    secret = tmp_path / "password"
+    secret.write_text("of MLflow")
+    settings = {name: value for name, value in assignments(1, "ENV").items() if name != "PATH"}
+    variables = {"PATH": f"{venv}/bin:/usr/bin:/bin", "HOME": str(tmp_path), **settings}
+    variables["MLFLOW_TRACKING_PASSWORD_FILE"] = str(secret)
+
+    def inside(*command: str) -> str:
+        words = [str(venv / "infra/entrypoint.sh"), *command]
+        done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    assert "run the pipeline" in inside("prefloop", "--help")
+    assert inside("sh", "-c", 'printf %s "$MLFLOW_TRACKING_PASSWORD"') == "of MLflow"
+    program = "import importlib, json, sys; m = {n: importlib.import_module(n) for n in sys.argv[1:]}; "
+    program += "print(json.dumps({n: getattr(v, '__file__', '') for n, v in m.items()}))"
+    places = json.loads(inside("python", "-c", program, *IMPORTS).splitlines()[-1])
+    assert all(place.startswith(str(venv)) for place in places.values()), places
+    for name in ("report/report.css", "report/report.html.j2", "data/validation/page.html.j2"):
+        assert (Path(places["prefloop.report.page"]).parents[1] / name).exists()
+    installed = dict(
+        line.split("==") for line in inside("python", "-m", "pip", "freeze").splitlines() if "==" in line
+    )
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;#]+)", (REPOSITORY / "constraints.txt").read_text(), re.M))
+    pins = {canonicalize_name(name): version for name, version in pinned.items()}
+    brought = re.compile(r"nvidia-|cuda-|triton")  # by torch where no CPU build was found
+    for name, version in installed.items():
+        if brought.match(name) and name not in pins:
+            continue
+        assert version.partition("+")[0] == pins[canonicalize_name(name)].partition("+")[0], name
+    assert "mlflow, version" in inside("mlflow", "--version")
+    assert inside("prefect", "version").startswith("Version:")

@@ -211,6 +211,19 @@ def test_only_one_process_delivers(tracked):
         deliver_once()
 
 
+def test_a_pipeline_run_has_the_parameters_that_its_stages_read(tracked):
+    Path("params.yaml").write_text(
+        "seed: 3\nppo: {batch: 8}\nkto: {beta: 0.1}\nsft: {lora: {rank: 4}}\n"
+        "policies: {ppo: {ppo: {}, small: {batch: 4}}, kto: {}}\nresources: {place: here}\n"
+    )
+    assert pipeline_module.describe()["params"] == {
+        "seed": "3",
+        "ppo.batch": "8",
+        "sft.lora.rank": "4",
+        "policies.ppo.small.batch": "4",
+    }
+
+
 def test_a_pipeline_run_carries_what_comparing_needs(store, tracked, monkeypatch):
     monkeypatch.setenv("PREFLOOP_TRACKING", "off")
     made = write_run("ppo", "20250101T000000-ppo-aaaaaa", "kp").run
