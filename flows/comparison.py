@@ -95,7 +95,7 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> list[Difference]:
 def _absent_sections_as_one(sides: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """A method that not all runs use under its one name: each of its parameters would be a difference."""
     sections = [{name.partition(".")[0] for name in side} for side in sides]
-    absent = set().union(*sections) - set.intersection(*sections) - {"policies"}
+    absent = set[str]().union(*sections) - set[str].intersection(*sections) - {"policies"}
     merged: list[Mapping[str, Any]] = []
     for side in sides:
         idle = {name for name in side if "." in name and name.partition(".")[0] in absent}

@@ -1,6 +1,6 @@
 """Runs in MLflow, as the pipeline writes them: python -m benchmarks.dashboard.fill RUNS, in a workspace.
 
-Every tenth is a pipeline run with the parameters in use, the others are stages under it: curves, figures,
+Every tenth is a pipeline run with its parameters, the others are stages under it: curves, figures,
 costs, data sets, checkpoints, models in the registry. They go the way that a stage's events go, through the
 spool.
 """

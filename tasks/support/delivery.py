@@ -89,6 +89,7 @@ class _Run:
             "model": self._model,
             "model_metrics": self._model_metrics,
             "link": self._link,
+            "document": self._document,
             "end": self._end,
         }
 
@@ -213,6 +214,9 @@ class _Run:
 
     def _link(self, event: Event) -> None:
         self._tags[f"linked.{event['stage']}"] = self._delivery.run_id(event["run"]) or event["run"]
+
+    def _document(self, event: Event) -> None:
+        self._store.client.log_dict(self.id, event["values"], event["name"])
 
     def _end(self, event: Event) -> None:
         self._store.client.set_terminated(self.id, event["status"], event["time"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefloop.config.params import Params
 from prefloop.config.read import read_yaml
+from prefloop.config.validate import DEFAULTS as EXPECTATIONS
 from prefloop.errors import DataError
 from prefloop.files import read_json, write_json
 from tasks.support.costs import cost_of, total
@@ -35,6 +38,9 @@ MAIN_FIGURES = (
 """Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
 
 SCORES = ("gold", "win_rate_vs_sft")
+QUARANTINE = "data/quarantine/"
+RECORD = "pipeline.json"
+"""The artifact of a pipeline run that holds its whole record."""
 PLACEMENT = "resources"
 """The section that says where stages run; no stage reads it."""
 
@@ -57,9 +63,12 @@ class Pipeline:
         self._git = git_state()
 
     def begin(self) -> None:
-        """Opens the run with the parameters in use, unless an earlier stage of a bare `dvc repro` did."""
+        """Opens the run with the seed and what is not prefloop's default, unless an earlier stage of a bare
+        `dvc repro` did. `RECORD` has all: a page of a hundred runs with these takes MLflow seconds."""
         if not self._tracker.known:
-            self._tracker.start(params=_parameters(), tags=self._git)
+            usual = {name: value for name, value in defaults().items() if name != "seed"}
+            own = {name: value for name, value in _parameters().items() if value != usual.get(name)}
+            self._tracker.start(params=own, tags=self._git)
 
     def link_skipped(self, stages: Iterable[str]) -> None:
         """Points to the runs that made the outputs of stages that did not run, by skip or by restore."""
@@ -76,13 +85,17 @@ class Pipeline:
                 parameter, so hashes and figures that may still change only go into the record.
         """
         described = {**describe(), "cost": self._cost()}
+        record = self._record(described)
         if final:
             self._track(described)
-        self._keep(described)
+            self._tracker.document(RECORD, record)
+        write_json(records_folder() / f"{self.run}.json", record)
         self._tracker.end(self.status)
 
     def _track(self, described: Mapping[str, Any]) -> None:
-        self._tracker.params({f"data.{path}": digest for path, digest in described["data"].items()})
+        self._tracker.params(
+            {f"data.{path}": digest for path, digest in described["data"].items() if QUARANTINE not in path}
+        )
         self._tracker.params(flatten(described["environment"], "environment"))
         self._tracker.metrics(0, described["cost"], "cost")
         for policy, figures in described["figures"].items():
@@ -95,8 +108,8 @@ class Pipeline:
         records = map(_readable, sorted(Path("runs").glob("*.json")))
         return total(cost_of(record) for record in records if record and record["pipeline"] == self.run)
 
-    def _keep(self, described: Mapping[str, Any]) -> None:
-        record = {
+    def _record(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             "run": self.run,
             "status": self.status,
             "start": self._started.isoformat(timespec="seconds"),
@@ -104,7 +117,6 @@ class Pipeline:
             **self._git,
             **described,
         }
-        write_json(records_folder() / f"{self.run}.json", record)
 
 
 @contextmanager
@@ -188,11 +200,18 @@ def records_folder() -> Path:
 
 
 def _parameters() -> dict[str, str]:
-    """What a stage of this pipeline reads: a page of runs that all have every method's takes seconds."""
+    """Those that a stage of this pipeline reads."""
     params = read_yaml("params.yaml")
     policies = params.get("policies") or {}
     idle = {method for method, variants in policies.items() if not variants} | {PLACEMENT}
     return redact_all(flatten({name: value for name, value in params.items() if name not in idle}))
+
+
+def defaults() -> dict[str, str]:
+    """Parameters as they are where params.yaml does not say otherwise; policies have none."""
+    values = asdict(replace(Params(), policies={}))
+    values["validate"]["expectations"] = {name: asdict(one) for name, one in EXPECTATIONS.items()}
+    return redact_all(flatten(values))
 
 
 def _run_record(stage: str) -> dict[str, Any] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefloop.errors import ConfigError, DataError
 from prefloop.files import read_json
-from tasks.support.mlflow_store import StoreAway, reached, read_config
-from tasks.support.pipeline import records_folder
+from tasks.support.mlflow_store import Store, StoreAway, reached, read_config
+from tasks.support.pipeline import RECORD, records_folder
 
 RUN_TAG = "prefloop.run"
 
@@ -57,7 +59,8 @@ def find(name: str, records: list[Record]) -> Record:
 def from_mlflow(
     run: str, params: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str]
 ) -> Record:
-    """A record made of a parent run's parameters, metrics and tags."""
+    """A record made of a parent run's parameters, metrics and tags, for one that ended before it had its own:
+    parameters at their defaults are not in it."""
     record: Record = {
         "run": tags.get(RUN_TAG, run),
         "git_commit": tags.get("git_commit"),
@@ -88,9 +91,20 @@ def _from_store(run: str) -> Record | None:
         with reached(read_config()) as store:
             found = store.client.search_runs([store.experiment], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
             try:
-                data = (found[0] if found else store.client.get_run(run)).data
+                made = found[0] if found else store.client.get_run(run)
             except MlflowException:
                 return None
-            return from_mlflow(run, data.params, data.metrics, data.tags)
+            whole = _document(store, made.info.run_id)
+            return whole or from_mlflow(run, made.data.params, made.data.metrics, made.data.tags)
     except StoreAway:
         return None
+
+
+def _document(store: Store, run: str) -> Record | None:
+    """The record that a pipeline run has among its artifacts; None without."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError, DataError):
+        record = read_json(store.client.download_artifacts(run, RECORD, folder))
+        return record if isinstance(record, dict) and "run" in record else None
+    return None

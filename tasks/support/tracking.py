@@ -10,7 +10,7 @@ from typing import Any
 
 from prefloop.config.promote import PromoteConfig
 from prefloop.config.read import read_section
-from tasks.support.flatten import figures
+from tasks.support.flatten import figures, without_nan
 from tasks.support.process import identify
 from tasks.support.redact import redact_all
 from tasks.support.spool import SpoolWriter, new_run_id, spool_folder, state_path
@@ -109,6 +109,10 @@ class RunTracker:
     def link(self, stage: str, run: str) -> None:
         """Says which run made the output of a stage that did not run this time."""
         self._spool.append("link", stage=stage, run=run)
+
+    def document(self, name: str, values: Mapping[str, Any]) -> None:
+        """A JSON file among the run's artifacts, in place of an earlier one of that name."""
+        self._spool.append("document", name=name, values=without_nan(values))
 
     def end(self, status: str) -> None:
         """Closes the run: FINISHED, FAILED or KILLED."""

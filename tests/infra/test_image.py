@@ -163,8 +163,12 @@ def test_the_build_steps_make_an_environment_that_works(tmp_path):
     variables = {"PATH": f"{venv}/bin:/usr/bin:/bin", "HOME": str(tmp_path), **settings}
     variables["MLFLOW_TRACKING_PASSWORD_FILE"] = str(secret)
 
+    (entry,) = [json.loads(rest) for word, rest in instructions(1) if word == "ENTRYPOINT"]
+    assert entry[:2] == ["tini", "--"]
+    home = assignments(0, "ENV")["VENV"]
+
     def inside(*command: str) -> str:
-        words = [str(venv / "infra/entrypoint.sh"), *command]
+        words = [*(word.replace(home, str(venv)) for word in entry[2:]), *command]
         done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout

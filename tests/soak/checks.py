@@ -16,7 +16,6 @@ from flows.leftovers import unfinished
 from prefloop.config.read import LOADER, read_yaml
 from prefloop.files import sha256_file
 from tasks.support.locks import holder
-from tasks.support.spool import waiting
 from tests.soak.world import World
 
 if TYPE_CHECKING:
@@ -169,14 +168,14 @@ def _results(world: World, want: Expected) -> Iterator[str]:
 
 def _state(world: World) -> Iterator[str]:
     state = world.state
-    left = waiting(state / "spool")
-    if left:
+    if left := world.undelivered():
         yield f"events of {left} runs wait in the spool"
     refused = state / "spool/refused.log"
     if refused.exists():
         yield f"refused by MLflow: {refused.read_text(encoding='utf-8')[:300]}"
         refused.unlink()
-    for crash in sorted((state / "crashes").glob("*.txt")):
+    crashes = [path for home in world.homes for path in (home / ".prefloop/crashes").glob("*.txt")]
+    for crash in sorted(crashes):
         yield f"an error of prefloop's own: {crash.read_text(encoding='utf-8').strip().splitlines()[-1]}"
         crash.unlink()
     yield from (f"record of a child left: {path.name}" for path in (state / "children").glob("*.json"))
@@ -234,13 +233,20 @@ def _points(
 
 def _models(world: World, tracking: Tracking) -> Iterator[str]:
     for stage in world.pipeline.trainers:
-        folder = world.root / "models" / stage
         key = json.loads((world.root / f"runs/{stage}.json").read_text(encoding="utf-8"))["key"]
+        folder = next(home for home in world.homes if made_in(home, stage, key)) / "models" / stage
         kept = tracking.artifacts("prefloop-policy", key)
         if kept is None:
             yield f"the registry has no version of {stage}"
         elif digests(kept) != digests(folder):
             yield f"the registry's {stage} has other bytes: {_difference(digests(kept), digests(folder))}"
+
+
+def made_in(home: Path, stage: str, key: str) -> bool:
+    """Whether a folder has the model that a stage made under a key: weights stay where they were made."""
+    record = home / f"runs/{stage}.json"
+    made = (home / "models" / stage).is_dir() and record.exists()
+    return made and bool(json.loads(record.read_text(encoding="utf-8"))["key"] == key)
 
 
 def _difference(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -11,10 +11,17 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
+import psutil
+
+from tests.servers.prefect_server import PrefectServer
+from tests.soak import clock
+from tests.soak.clock import Clock
 from tests.soak.proxy import Behaviour, Proxy
 from tests.soak.world import World, end, wait_until
 
@@ -56,8 +63,9 @@ class Fault:
         name: in the table.
         strike: does it; returns what it did, for people.
         when: "training" (after a step of a training), "any" (at any time of a run), "start" (as it starts).
-        needs: "servers", "mount", "warm"; where one lacks, this is said.
+        needs: "servers", "mount", "clock", "warm", "workers"; where one lacks, this is said.
         mend: what a person does before the one command.
+        variables: further environment of the run that it strikes, made for a scene's world.
         drop: an environment variable that the run does not get.
         tracked: the metrics of the process that was struck are all expected in MLflow.
     """
@@ -67,6 +75,7 @@ class Fault:
     when: str = "training"
     needs: frozenset[str] = frozenset()
     mend: Callable[[Scene], None] | None = None
+    variables: Callable[[World], Mapping[str, str]] | None = None
     drop: str = ""
     tracked: bool = True
 
@@ -232,6 +241,48 @@ def free_disk(scene: Scene) -> None:
     scene.world.free_disk()
 
 
+def _jump(seconds: int) -> Strike:
+    def strike(scene: Scene) -> str:
+        Clock(scene.world.root.parent).set(seconds)
+        return f"the clock jumps by {seconds:+,} s"
+
+    return strike
+
+
+def under_own_clock(world: World) -> Mapping[str, str]:
+    """Environment of a run whose time of day can be set."""
+    own = Clock(world.root.parent)
+    own.set(0)
+    return own.variables()
+
+
+def kill_worker(scene: Scene) -> str:
+    """The worker that trains is gone with all it started, as when its machine is lost."""
+    pid = scene.world.trainer(scene.stage)
+    clones = {worker.clones: worker for worker in scene.world.workers}
+    with suppress(psutil.Error):
+        folder = Path(psutil.Process(pid).cwd())
+        worker = next(worker for place, worker in clones.items() if folder.is_relative_to(place))
+        worker.kill()
+        scene.world.kill_all(worker.clones)
+        scene.away.append(scene.world.restore)
+        return f"kill -9 of {worker.name} and all that it ran"
+    raise TooLate(f"the training of {scene.stage}")
+
+
+def deliver_job_twice(scene: Scene) -> str:
+    """A second flow run of the same job, as a queue that delivers at least once would have it."""
+    prefect = scene.world.servers.services["prefect"] if scene.world.servers is not None else None
+    assert isinstance(prefect, PrefectServer)
+    runs = prefect.ask("flow_runs/filter", sort="START_TIME_DESC", limit=20)
+    found = next((run for run in runs if run["parameters"].get("stage", "").startswith(scene.stage)), None)
+    if found is None:
+        raise TooLate(f"the job of {scene.stage}")
+    place = f"deployments/{found['deployment_id']}/create_flow_run"
+    prefect.ask(place, parameters=found["parameters"], state={"type": "SCHEDULED"})
+    return f"the job of {scene.stage} delivered to a second worker"
+
+
 def frozen(scene: Scene) -> str:
     """Every process of the run stands still for a while, as in a virtual machine that is moved."""
     seconds = scene.draw.uniform(2.0, 6.0)
@@ -272,7 +323,11 @@ FAULTS = (
     Fault("two coordinators", two_coordinators),
     Fault("two coordinators at once", two_at_once, when="start"),
     Fault("disk full", fill_disk, needs=frozenset({"mount"}), mend=free_disk, tracked=False),
+    Fault("clock forward", _jump(86_400), needs=frozenset({"clock"}), variables=under_own_clock),
+    Fault("clock back", _jump(-3_600), needs=frozenset({"clock"}), variables=under_own_clock),
     Fault("frozen", frozen),
+    Fault("worker killed", kill_worker, needs=frozenset({"workers"}), tracked=False),
+    Fault("job delivered twice", deliver_job_twice, needs=frozenset({"workers"})),
 )
 """Every kind. A soak takes them in turn, in an order that its seed draws."""
 
@@ -282,8 +337,12 @@ def available(world: World) -> frozenset[str]:
     found = {"servers"} if world.servers is not None else set()
     if world.mounted:
         found.add("mount")
+    if clock.available():
+        found.add("clock")
     if world.pipeline.name == "real":
         found.add("warm")
+    if world.workers:
+        found.add("workers")
     return frozenset(found)
 
 

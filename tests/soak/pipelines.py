@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,6 +33,8 @@ class Pipeline:
         trainers: stages in whose training faults strike, with the steps that it takes.
         restores: DVC would restore what a change leads to, unless its run-cache is emptied.
         variables: further environment of its runs.
+        pool: work pool whose workers run the stages; empty runs all in the workspace.
+        kinds: names of the faults that strike; empty takes all that can be had.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Pipeline:
     trainers: Mapping[str, int]
     restores: bool
     variables: Mapping[str, str] = field(default_factory=dict)
+    pool: str = ""
+    kinds: frozenset[str] = frozenset()
 
 
 def _stage(
@@ -119,6 +123,23 @@ LIGHT = Pipeline(
     dict.fromkeys(("sft", "ppo", "dpo"), STEPS),
     False,
     {"PREFLOOP_WARM": "off"},
+)
+DISTRIBUTED = replace(
+    LIGHT,
+    name="pool",
+    pool="soak",
+    kinds=frozenset(
+        {
+            "worker killed",
+            "job delivered twice",
+            "trainer killed",
+            "coordinator killed",
+            "Prefect server killed",
+            "database killed",
+            "network to storage cut",
+            "network to storage stalled",
+        }
+    ),
 )
 REAL = Pipeline(
     "real",

@@ -29,7 +29,8 @@ class Servers:
     Attributes:
         services: "database", "storage", "prefect", "mlflow".
         networks: a proxy before "mlflow", and one before "storage".
-        variables: what runs find in their environment; they reach MLflow through its proxy.
+        variables: what runs and workers find in their environment; they reach MLflow and the storage through
+            proxies.
         tracking_uri: the MLflow server itself.
         artifacts: folder in which the storage keeps the artifacts.
     """
@@ -61,7 +62,8 @@ def servers(folder: Path) -> Iterator[Servers]:
             stack.enter_context(first)
         to_storage = stack.enter_context(Proxy(storage.port))
         prefect = PrefectServer(folder / "prefect", database.database("prefect", "asyncpg"))
-        mlflow = MlflowServer(folder / "mlflow", database.database("mlflow"), Behind(storage, to_storage))
+        cut_off = Behind(storage, to_storage)
+        mlflow = MlflowServer(folder / "mlflow", database.database("mlflow"), cut_off)
         for server in (prefect, mlflow):
             stack.callback(server.stop)
             server.start(wait=False)
@@ -73,7 +75,9 @@ def servers(folder: Path) -> Iterator[Servers]:
             {"mlflow": to_mlflow, "storage": to_storage},
             {
                 **prefect.client_variables(),
+                **cut_off.client_variables(),
                 "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{to_mlflow.port}",
+                "PREFLOOP_REMOTE": f"s3://{storage.make('exchange')}/soak",
             },
             mlflow.url,
             storage.data / "mlflow" / "artifacts",

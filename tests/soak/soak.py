@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from tasks.support.spool import waiting
 from tests.soak.checks import Expected, Struck, Tracking, expected, problems
 from tests.soak.faults import FAULTS, Fault, Scene, TooLate, available, moment
 from tests.soak.world import World
@@ -100,8 +99,9 @@ class Soak:
         assert self._tracking is not None
         self._change(draw)
         stage, steps = draw.choice(sorted(world.pipeline.trainers.items()))
+        extra: Mapping[str, str] = fault.variables(world) if fault.variables else {}
         began = time.monotonic()
-        run = world.start(drop=fault.drop)
+        run = world.start(drop=fault.drop, **extra)
         scene = Scene(world, draw, stage, draw.randint(1, steps - 1), run)
         result.moment = moment(scene, fault, self._want[self._variant].seconds)
         step, checkpoint = world.step(stage), world.checkpoint(stage)
@@ -117,7 +117,7 @@ class Soak:
             code = world.command()
         result.seconds = time.monotonic() - began
         result.problems = [f"the one command ended with exit code {code}"] if code else []
-        if waiting(world.state / "spool"):  # a run waits for MLflow for half a minute; the next one goes on
+        if world.undelivered():  # a run waits for MLflow for half a minute; the next one goes on
             result.late = True
             code = world.command()
             result.problems += [f"the next run ended with exit code {code}"] if code else []
@@ -166,9 +166,13 @@ class Soak:
         return seconds
 
 
-def schedule(count: int, seed: int, has: frozenset[str], kinds: Sequence[Fault] = FAULTS) -> list[Fault]:
-    """Which faults, in which order: every kind that can be had comes as often as any other, or once more."""
-    usable = [fault for fault in kinds if fault.needs <= has]
+def schedule(count: int, seed: int, has: frozenset[str], kinds: frozenset[str] = frozenset()) -> list[Fault]:
+    """Which faults, in which order: every kind that can be had comes as often as any other, or once more.
+
+    Args:
+        kinds: names of those that are taken; empty takes all.
+    """
+    usable = [fault for fault in FAULTS if fault.needs <= has and (not kinds or fault.name in kinds)]
     draw, found = Random(f"{seed} schedule"), list[Fault]()
     while len(found) < count:
         turn = list(usable)
@@ -177,9 +181,11 @@ def schedule(count: int, seed: int, has: frozenset[str], kinds: Sequence[Fault] 
     return found[:count]
 
 
-def left_out(has: frozenset[str]) -> Iterator[str]:
-    """Kinds that cannot be had here, each with what is missing."""
+def left_out(has: frozenset[str], kinds: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Kinds that are wanted and cannot be had here, each with what is missing."""
     for fault in FAULTS:
+        if kinds and fault.name not in kinds:
+            continue
         if missing := sorted(fault.needs - has):
             yield f"{fault.name}: {', '.join(MISSING[name] for name in missing)}"
 
@@ -187,6 +193,8 @@ def left_out(has: frozenset[str]) -> Iterator[str]:
 MISSING = {
     "servers": "no servers were started",
     "mount": "no file system of its own could be mounted (needs root on Linux)",
+    "clock": "no C compiler (cc), or not Linux",
+    "workers": "all runs in the workspace",
     "warm": "stages start warm in the real pipeline alone",
 }
 

@@ -22,6 +22,9 @@ from benchmarks.workspaces import ROOT, clone_project, environment
 from prefloop.config.read import read_yaml
 from tasks.support.locks import holder
 from tasks.support.process import identify
+from tasks.support.spool import waiting
+from tests.servers.prefect_server import PrefectServer
+from tests.servers.worker import Worker
 from tests.soak.pipelines import Pipeline
 from tests.soak.services import Servers
 
@@ -43,6 +46,7 @@ class World:
         servers: beside it; None where each run starts its own Prefect server and MLflow is a file.
         mounted: the workspace is a file system of its own, which can be made full.
         extra: further environment of its commands.
+        workers: that run the stages with models; without any, the workspace does.
         log: where runs write what they print.
     """
 
@@ -52,6 +56,12 @@ class World:
     servers: Servers | None = None
     mounted: bool = False
     extra: dict[str, str] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def homes(self) -> list[Path]:
+        """Folders in which stages run: the workspace, and the clones of workers."""
+        return [self.root, *(clone for worker in self.workers for clone in worker.clones.glob("*/*"))]
 
     @property
     def state(self) -> Path:
@@ -78,13 +88,14 @@ class World:
         Args:
             drop: an environment variable that it does not get.
         """
+        words = ["run", *(["--on", self.pipeline.pool] if self.pipeline.pool else [])]
         given = self.variables(**extra)
         given.pop(drop, None)
         with open(self.log, "ab") as log:
-            log.write(b"\n=== prefloop run\n")
+            log.write(f"\n=== prefloop {' '.join(words)}\n".encode())
             log.flush()
             return subprocess.Popen(
-                [sys.executable, "-m", "flows.cli.main", "run"], cwd=self.root, env=given, stdout=log,
+                [sys.executable, "-m", "flows.cli.main", *words], cwd=self.root, env=given, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
@@ -104,6 +115,10 @@ class World:
             self.kill_all()
             run.wait()
             raise TimeoutError(f"a run did not end within {RUN_SECONDS:.0f} s") from None
+
+    def undelivered(self) -> int:
+        """Runs whose events wait for MLflow (count)."""
+        return sum(waiting(home / ".prefloop/spool") for home in self.homes)
 
     def set(self, values: Mapping[str, Any]) -> None:
         """Writes parameters, named with dots, into params.yaml."""
@@ -128,13 +143,19 @@ class World:
         with suppress(psutil.Error, OSError):
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
+            places = [self.root, *(worker.clones for worker in self.workers)]
             pipe = Path(process.environ().get("PREFLOOP_PARENT_PIPE", "/"))
-            return Path(process.cwd()).is_relative_to(self.root) or pipe.is_relative_to(self.root)
+            folder = Path(process.cwd())
+            return any(folder.is_relative_to(place) or pipe.is_relative_to(place) for place in places)
         return False
 
-    def kill_all(self) -> None:
-        """kill -9 of every process of the workspace at once, as when the power fails."""
-        while found := self.processes():
+    def kill_all(self, place: Path | None = None) -> None:
+        """kill -9 of every process of the workspace at once, as when the power fails.
+
+        Args:
+            place: of those alone that work below it.
+        """
+        while found := [process for process in self.processes() if place is None or _below(process, place)]:
             for process in found:
                 with suppress(psutil.Error):
                     process.suspend()  # lest one sees another die, and says so
@@ -152,13 +173,15 @@ class World:
 
     def trainer(self, stage: str) -> int | None:
         """Pid of the process that runs a stage, however it was started."""
-        found = holder(self.state / "locks" / f"{stage}.lock")
-        process = found.process if found is not None else None
-        return process.pid if process is not None and process.alive() else None
+        for home in self.homes:
+            found = holder(home / ".prefloop/locks" / f"{stage}.lock")
+            if found is not None and found.process is not None and found.process.alive():
+                return found.process.pid
+        return None
 
     def child(self, what: str) -> int | None:
         """Pid of a child that the run recorded: "stage sft", "Prefect server", "warm process"."""
-        for record in (self.state / "children").glob("*.json"):
+        for record in (record for home in self.homes for record in home.glob(".prefloop/children/*.json")):
             with suppress(OSError, ValueError, KeyError):
                 value = json.loads(record.read_text())
                 if value["what"] == what and identify(int(value["pid"])) is not None:
@@ -182,12 +205,15 @@ class World:
         return max((int(path.name.split("-")[1]) for path in found), default=0)
 
     def _scratch(self, stage: str, pattern: str) -> list[Path]:
-        return list(self.state.glob(f"scratch/{stage}/*/{pattern}"))
+        return [path for home in self.homes for path in home.glob(f".prefloop/scratch/{stage}/*/{pattern}")]
 
     def restore(self) -> None:
-        """Servers, networks and the disk are as they were before any fault."""
+        """Servers, networks, workers and the disk are as they were before any fault."""
         if self.servers is not None:
             self.servers.restore()
+        for worker in self.workers:
+            if not worker.running():
+                worker.start()
         if self.mounted:
             self.free_disk()
 
@@ -203,12 +229,20 @@ class World:
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.root)], check=True)
 
 
+WORKERS = ("worker-1", "worker-2")
 QUICK = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "OMP_NUM_THREADS": "1",
 }
 """Shorter waits than in life."""
+
+
+def _below(process: psutil.Process, place: Path) -> bool:
+    try:
+        return Path(process.cwd()).is_relative_to(place)
+    except (psutil.Error, OSError):
+        return False
 
 
 def _words(process: psutil.Process) -> str:
@@ -257,7 +291,22 @@ def world(folder: Path, pipeline: Pipeline, around: Servers | None) -> Iterator[
         pipeline.prepare(root)
         made = World(root, pipeline, folder / "runs.log", around, own, dict(pipeline.variables))
         stack.callback(made.kill_all)
+        if pipeline.pool and around is not None:
+            made.workers += [stack.enter_context(_worker(made, around, folder, name)) for name in WORKERS]
         yield made
+
+
+@contextmanager
+def _worker(world: World, around: Servers, folder: Path, name: str) -> Iterator[Worker]:
+    server = around.services["prefect"]
+    assert isinstance(server, PrefectServer)
+    extra = {**QUICK, **world.pipeline.variables, **around.variables}
+    worker = Worker(folder / name, server, world.pipeline.pool, name, extra)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
 
 
 def end(pid: int | None, number: int = signal.SIGKILL) -> bool:

@@ -252,6 +252,30 @@ def test_a_pipeline_run_carries_what_comparing_needs(store, tracked, monkeypatch
     assert remote["params"] == local["params"]
     assert local["intervals"] == {"ppo": {"gold": [1.4, 1.6]}}
     assert find("latest", local_records()) == local
+    assert find(local["run"], []) == local  # as MLflow has it, with intervals and parameters at their defaults
+    for artifact in Path(run.info.artifact_uri.removeprefix("file://")).glob("*"):
+        artifact.unlink()
+    assert find(local["run"], [])["figures"] == local["figures"]
+
+
+def test_a_page_of_pipeline_runs_shows_what_is_not_a_default(store, tracked, monkeypatch):
+    monkeypatch.setenv("PREFLOOP_TRACKING", "off")
+    Path("params.yaml").write_text(
+        "seed: 0\ntracking: {experiment: test}\nsft: {learning_rate: 1.0e-4, max_length: 96}\n"
+        "validate: {expectations: {readable: {severity: warn}, schema: {severity: quarantine}}}\n"
+        "policies: {ppo: {}, dpo: {dpo: {}, soft: {beta: 0.3}}}\n"
+    )
+    with pipeline_module.tracked_pipeline():
+        pass
+    deliver(store)
+    (run,) = store.client.search_runs([store.experiment], "tags.mlflow.runName = 'pipeline'")
+    assert run.data.params == {
+        "seed": "0",
+        "tracking.experiment": "test",
+        "sft.max_length": "96",
+        "validate.expectations.readable.severity": "warn",
+        "policies.dpo.soft.beta": "0.3",
+    }
 
 
 def test_a_pipeline_that_fails_says_so(tracked, monkeypatch):
