@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.support.spool import waiting
 from tests.soak.checks import Expected, Struck, _metrics, _results, _state, curve
 from tests.soak.faults import FAULTS
 from tests.soak.soak import MISSING, schedule
@@ -26,7 +27,14 @@ def world(tmp_path: Any) -> Any:
     lines = f"stages: {{sft: {{outs: [{', '.join(outs)}, {{path: runs/sft.json, md5: any}}]}}}}"
     (tmp_path / "dvc.lock").write_text(lines)
     pipeline = SimpleNamespace(trainers={"sft": 3})
-    return SimpleNamespace(root=tmp_path, state=tmp_path / ".prefloop", pipeline=pipeline)
+    state = tmp_path / ".prefloop"
+    return SimpleNamespace(
+        root=tmp_path,
+        state=state,
+        pipeline=pipeline,
+        homes=[tmp_path],
+        undelivered=lambda: waiting(state / "spool"),
+    )
 
 
 def tracking(*runs: tuple[str, str, dict[int, set[float]]]) -> Any:

@@ -252,7 +252,7 @@ def test_a_pipeline_run_carries_what_comparing_needs(store, tracked, monkeypatch
     assert remote["params"] == local["params"]
     assert local["intervals"] == {"ppo": {"gold": [1.4, 1.6]}}
     assert find("latest", local_records()) == local
-    assert find(local["run"], []) == local  # as MLflow has it, with intervals and parameters at their defaults
+    assert find(local["run"], []) == local  # as MLflow has it, with what is not among its parameters
     for artifact in Path(run.info.artifact_uri.removeprefix("file://")).glob("*"):
         artifact.unlink()
     assert find(local["run"], [])["figures"] == local["figures"]
