@@ -3,6 +3,7 @@
     code/COMMIT.pack            the workspace as a git commit
     data/                       DVC remote: inputs, outputs, run-cache
     results/FLOW-RUN.json       what a worker's flow run made, as dvc.lock has it
+    spool/FLOW-RUN/...          what a worker could not tell MLflow
     checkpoints/KEY/...         of stages that train at this moment, by stage key
 
 It is .prefloop/remote by default, which serves workers on this machine, or what PREFLOOP_REMOTE names: a

@@ -19,6 +19,7 @@ from flows.supervision import Supervisor
 from flows.workers.attempts import attempt, fence, stage_key
 from flows.workers.code import publish_code
 from flows.workers.data import produced_inputs, push, take_over
+from flows.workers.deliveries import take_home
 from flows.workers.exchange import open_exchange
 from flows.workers.here import settled
 from flows.workers.limits import limit_of, set_limit
@@ -151,7 +152,10 @@ class Pool:
             if made_before:
                 self._ask(lambda client: fence(client, run, "what it made could not be brought home"))
 
-        return self._exchange.read_result(str(run.id)), give_up
+        result = self._exchange.read_result(str(run.id))
+        if runs := take_home(self._exchange.storage, self._root, str(run.id)):
+            show(what, f"what {runs} run(s) tell MLflow came along: the worker could not deliver it")
+        return result, give_up
 
     def _key(self, stage: str, parameters: Mapping[str, Any]) -> str:
         """What tells this asking from others, but not who asks: see `flows.workers.attempts`."""

@@ -26,6 +26,7 @@ from flows.workers.alive import stage_gpus, told
 from flows.workers.checkpoints import SharedCheckpoints
 from flows.workers.code import fetch_code
 from flows.workers.data import bring_home, produced_inputs, push
+from flows.workers.deliveries import deliver, remove, send_home, server_named
 from flows.workers.exchange import Exchange, tell_dvc, write_lock
 from flows.workers.trust import check_job
 from tasks.support.code import all_code
@@ -82,12 +83,19 @@ def remote_stage(
         bring_home(repo, produced_inputs(repo, stage), replace=True)
         checkpoints = SharedCheckpoints(shared.storage, _scratch(clone, stage), logger.info)
         checkpoints.fetch()
-        with checkpoints.shared():
-            done = run_stage(supervisor, stage, show, force=force, pull=True, extra=stage_gpus(clone))
+        try:
+            with checkpoints.shared():
+                extra = stage_gpus(clone) | ({} if server_named(clone) else {"PREFLOOP_TRACKING": "off"})
+                done = run_stage(supervisor, stage, show, force=force, pull=True, extra=extra)
+        finally:
+            deliver(clone, logger.warning)
         _push(clone, stage, shared)
         files = result["files"] | _uncached(clone, stage=stage)
         result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
-        shared.write_result(str(flow_run.get_id()), result)
+        me = str(flow_run.get_id())
+        sent = send_home(shared.storage, clone, me)
+        shared.write_result(me, result)
+        remove(sent)
         with suppress(StorageAway):  # what stays behind is in nobody's way
             checkpoints.remove()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from prefloop.files import sha256_text
@@ -18,7 +18,7 @@ from tasks.support.mlflow_store import Store
 from tasks.support.process import ProcessId
 from tasks.support.spool import Event, read_events, read_state, write_state
 
-RUN_TAG = "prefloop.run"
+RUN_TAG, PARENT_TAG = "prefloop.run", "mlflow.parentRunId"
 BATCH = 500
 VALUE_CHARACTERS = 5000
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
@@ -46,13 +46,23 @@ class Delivery:
         return sum(self._file(path) for path in sorted(self.folder.glob("*.jsonl")))
 
     def run_id(self, run: str) -> str | None:
-        """The MLflow id of one of our runs; a run whose events still wait gets its first ones delivered."""
+        """The MLflow id of one of our runs; a run whose events still wait here gets its first ones delivered,
+        and one of another machine is looked for in the store."""
         path = self.folder / f"{run}.jsonl"
         known = self._state(path).get("mlflow_run_id")
         if known is None and path.exists():
             self._file(path)
             known = self._state(path).get("mlflow_run_id")
+        if known is None:
+            found = self.search(run)
+            known = found.info.run_id if found else None
         return str(known) if known else None
+
+    def search(self, run: str) -> Run | None:
+        """What the store has of one of our runs."""
+        wanted = f"tags.`{RUN_TAG}` = '{run}'"
+        found = self.store.client.search_runs([self.store.experiment], wanted, max_results=1)
+        return found[0] if found else None
 
     def _file(self, path: Path) -> int:
         state = self._state(path)
@@ -160,21 +170,23 @@ class _Run:
         parent = self._delivery.run_id(event["parent"]) if event["parent"] else None
         tags = {RUN_TAG: run, "mlflow.runName": event["name"], **event["tags"]}
         if parent:
-            tags["mlflow.parentRunId"] = parent
+            tags[PARENT_TAG] = parent
         if tags.get("git_commit"):
             tags["mlflow.source.git.commit"] = tags["git_commit"]
         self._params.update(event["params"])
         if "mlflow_run_id" in self._state:
             return
         client = self._store.client
-        found = client.search_runs([self._store.experiment], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
-        if not found:
+        found = self._delivery.search(run)
+        if found is None:
             made = client.create_run(
                 self._store.experiment, start_time=event["time"], tags=_cut(tags), run_name=event["name"]
             )
             self._state["mlflow_run_id"] = made.info.run_id
         else:
-            self._state["mlflow_run_id"] = found[0].info.run_id
+            self._state["mlflow_run_id"] = found.info.run_id
+        if event["parent"] and not parent:
+            self._state["parent"] = event["parent"]  # of another machine, which has not told of it yet
         self._state |= {"writer": event["writer"], "last": event["time"]}
 
     def _add_metrics(self, event: Event) -> None:
@@ -196,7 +208,9 @@ class _Run:
         self._metrics += model_delivery.model_metrics(model, event["values"], event["at"], event["step"])
 
     def _model(self, event: Event) -> None:
-        files = Path(event["files"]) if event["files"] else None
+        # Beside this very spool file, wherever the event was written: it may have come from a worker.
+        name = Path(event["files"]).name
+        files = self._path.with_suffix(".files") / name if name not in ("", "..") else None
         tags = {model_delivery.KEY_TAG: event["key"], "prefloop.path": event["path"]}
         if files is None or not files.is_dir():
             model = model_delivery.log_pointer(self._store, self.id, _model_name(event["stage"]), 0, tags)
@@ -219,6 +233,9 @@ class _Run:
         self._store.client.log_dict(self.id, event["values"], event["name"])
 
     def _end(self, event: Event) -> None:
+        parent = self._delivery.run_id(self._state["parent"]) if "parent" in self._state else None
+        if parent:
+            self._tags[PARENT_TAG] = parent
         self._store.client.set_terminated(self.id, event["status"], event["time"])
         self._state["ended"] = True
 

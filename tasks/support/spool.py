@@ -92,8 +92,13 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 def waiting(folder: Path | None = None) -> int:
     """How many runs have events that were not delivered yet."""
-    files = (folder or spool_folder()).glob("*.jsonl")
-    return sum(path.stat().st_size > int(read_state(path).get("offset", 0)) for path in files)
+    return len(undelivered(folder or spool_folder()))
+
+
+def undelivered(folder: Path) -> list[Path]:
+    """Spool files with events that were not delivered yet."""
+    files = sorted(folder.glob("*.jsonl"))
+    return [path for path in files if path.stat().st_size > int(read_state(path).get("offset", 0))]
 
 
 def state_path(path: Path) -> Path:

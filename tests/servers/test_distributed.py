@@ -111,6 +111,8 @@ def test_three_workers_make_what_one_place_makes_and_a_second_run_moves_no_weigh
     for secret in (storage.secret, storage.key):
         assert secret not in said + "".join(worker.log.read_text() for worker in workers)
 
+    assert told_mlflow(mlflow_server, many) >= set(ran)
+
     storage.stop()
     storage.start()
     again = many.run("--on", "pool")
@@ -122,6 +124,26 @@ def test_three_workers_make_what_one_place_makes_and_a_second_run_moves_no_weigh
             f"\n{count} stages on 3 workers: {distributed:.0f} s, in one place {one.seconds:.0f} s; overhead "
             f"of workers and exchange {seconds:.0f} s in all, {seconds / max(count, 1):.1f} s a stage"
         )
+
+
+def told_mlflow(server: MlflowServer, workspace: Workspace) -> set[str]:
+    """Stages that have a run which ended well below the pipeline's, with the key of their record."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.url, server.url)
+    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    experiment = client.get_experiment_by_name(params["tracking"]["experiment"])
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    pipelines = {run.info.run_id for run in runs if run.data.tags["mlflow.runName"] == "pipeline"}
+    found = set()
+    for run in runs:
+        tags = run.data.tags
+        if tags.get("mlflow.parentRunId") in pipelines and run.info.status == "FINISHED":
+            record = workspace.root / "runs" / f"{slug(tags['prefloop.stage'])}.json"
+            if json.loads(record.read_text())["run"] == tags["prefloop.run"]:
+                found.add(tags["prefloop.stage"])
+    return found
 
 
 def start_stage(place: Path, variables: dict[str, str], job: dict[str, str]) -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -209,6 +210,38 @@ def test_only_one_process_delivers(tracked):
         pytest.raises(WorkspaceError, match="pid"),
     ):
         deliver_once()
+
+
+def test_a_parent_of_another_machine_is_found_in_the_store_though_it_comes_late(store, tracked):
+    child = RunTracker("sft", "20250101T000000-sft-aaaaaa", writer=os.getpid())
+    child.start(parent="run-elsewhere", params={}, tags={})
+    deliver(store)
+    assert "mlflow.parentRunId" not in store.client.search_runs([store.experiment])[0].data.tags
+    tags = {"prefloop.run": "run-elsewhere"}
+    parent = store.client.create_run(store.experiment, tags=tags).info.run_id
+    child.end("FINISHED")
+    other = RunTracker("dpo", "20250101T000000-dpo-aaaaaa", writer=os.getpid())
+    other.start(parent="run-elsewhere", params={}, tags={})
+    deliver(store)
+    found = store.client.search_runs([store.experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    assert {run.info.run_name for run in found} == {"sft", "dpo"}
+
+
+@pytest.mark.parametrize("named", ["secret", "secret/..", ".."])
+def test_a_model_s_files_are_taken_from_beside_the_spool_alone(store, tracked, named):
+    """A spool may come from a worker: what it says of another folder is never uploaded."""
+    tracker = write_run()
+    secret = tracked / "secret"
+    secret.mkdir()
+    (secret / "weights").write_text("not yours")
+    path = spool_folder() / f"{tracker.run}.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        if event["kind"] == "model":
+            event["files"] = f"{tracked}/{named}"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    deliver(store)
+    assert not store.client.search_model_versions("")
 
 
 def test_a_pipeline_run_has_the_parameters_that_its_stages_read(tracked):
