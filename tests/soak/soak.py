@@ -119,6 +119,8 @@ class Soak:
         result.problems = [f"the one command ended with exit code {code}"] if code else []
         if world.undelivered():  # a run waits for MLflow for half a minute; the next one goes on
             result.late = True
+            if world.workers:  # and what a killed worker had told, its next stage delivers
+                self._change(draw)
             code = world.command()
             result.problems += [f"the next run ended with exit code {code}"] if code else []
         seen = Struck(
