@@ -142,7 +142,8 @@ def _restarting(name: str) -> Strike:
         service = scene.world.servers.services[name]
         service.kill()
         scene.away.append(scene.world.restore)
-        if name != "prefect" and scene.draw.random() < 0.3:
+        needed = name == "prefect" or (name == "database" and scene.world.workers)  # a run waits for it
+        if not needed and scene.draw.random() < 0.3:
             return f"kill -9 of {name}, started again after the run"
         seconds = scene.draw.uniform(0.5, 4.0)
 
