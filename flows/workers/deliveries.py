@@ -26,6 +26,7 @@ from tasks.support.spool import state_path, undelivered, waiting
 SPOOL = STATE / "spool"
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+=-]*", re.ASCII)
 _KINDS = (".jsonl", ".state", ".files")
+_HURRIED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 def server_named(clone: Path) -> bool:
@@ -34,9 +35,13 @@ def server_named(clone: Path) -> bool:
     return bool(named or os.environ.get("MLFLOW_TRACKING_URI")) and not _off()
 
 
-def deliver(clone: Path, say: Callable[[str], None]) -> None:
+def deliver(clone: Path, say: Callable[[str], None], *, hurried: bool = False) -> None:
     """Delivers what stages of a worker's clone left in its spool, and what killed attempts left in the clones
-    beside it. A server that is away is told of, and fails nothing."""
+    beside it. A server that is away is told of, and fails nothing.
+
+    Args:
+        hurried: the attempt was asked to end, and is not given long.
+    """
     if not server_named(clone):
         return
     beside = [other for other in sorted(clone.parent.glob("*/")) if other != clone and not _works(other)]
@@ -45,7 +50,7 @@ def deliver(clone: Path, say: Callable[[str], None]) -> None:
         if not runs:
             continue
         try:
-            run(place, [sys.executable, "-m", "tasks.deliver"])
+            run(place, [sys.executable, "-m", "tasks.deliver"], _HURRIED if hurried else None)
         except WorkspaceError as error:
             say(f"what {runs} run(s) tell MLflow could not be delivered: {error}")
             return
@@ -107,7 +112,7 @@ def _folder(flow_run: str) -> str:
 
 def _checked(name: str, flow_run: str) -> Path:
     parts = PurePosixPath(name).relative_to(_folder(flow_run)).parts
-    sound = all(_NAME.fullmatch(part) for part in parts) and parts[0].endswith(_KINDS)
+    sound = _NAME.fullmatch(parts[0]) and parts[0].endswith(_KINDS) and ".." not in parts
     if not sound or (len(parts) > 1) != parts[0].endswith(".files"):
         raise ConfigError(
             f"a worker sent {name!r} for the tracking spool, which is no name of a spool file: refused",

@@ -83,12 +83,14 @@ def remote_stage(
         bring_home(repo, produced_inputs(repo, stage), replace=True)
         checkpoints = SharedCheckpoints(shared.storage, _scratch(clone, stage), logger.info)
         checkpoints.fetch()
+        extra = stage_gpus(clone) | ({} if server_named(clone) else {"PREFLOOP_TRACKING": "off"})
         try:
             with checkpoints.shared():
-                extra = stage_gpus(clone) | ({} if server_named(clone) else {"PREFLOOP_TRACKING": "off"})
                 done = run_stage(supervisor, stage, show, force=force, pull=True, extra=extra)
-        finally:
-            deliver(clone, logger.warning)
+        except BaseException:
+            deliver(clone, logger.warning, hurried=True)
+            raise
+        deliver(clone, logger.warning)
         _push(clone, stage, shared)
         files = result["files"] | _uncached(clone, stage=stage)
         result = {"outcome": done.outcome.name, "entry": _entry(clone, stage), "files": files}
