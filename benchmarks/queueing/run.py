@@ -24,7 +24,7 @@ from benchmarks.queueing.proof import (
 )
 from benchmarks.queueing.servers import mlflow, prefect, setup, workers
 from benchmarks.queueing.workspaces import add_rows, make_clones, make_workspace
-from tasks.support.delivery import RUN_TAG
+from tasks.support.mlflow_store import RUN_TAG
 
 POOL, DEPLOYMENT = "workspace", "pipeline"
 NEW_DATA = (1 / 2,)

@@ -14,11 +14,11 @@ from mlflow.exceptions import MlflowException
 
 from prefloop.files import sha256_text
 from tasks.support import model_delivery
-from tasks.support.mlflow_store import Store
+from tasks.support.mlflow_store import LINK, PARENT_TAG, RUN_TAG, Store
 from tasks.support.process import ProcessId
 from tasks.support.spool import Event, read_events, read_state, write_state
+from tasks.support.workspace import slug
 
-RUN_TAG, PARENT_TAG = "prefloop.run", "mlflow.parentRunId"
 BATCH = 500
 VALUE_CHARACTERS = 5000
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
@@ -227,7 +227,8 @@ class _Run:
         self._metrics += model_delivery.model_metrics(model, event["values"], event["time"], 0)
 
     def _link(self, event: Event) -> None:
-        self._tags[f"linked.{event['stage']}"] = self._delivery.run_id(event["run"]) or event["run"]
+        # As file names carry it: MLflow allows no @ in a tag's name, and refuses its whole batch.
+        self._tags[f"{LINK}{slug(event['stage'])}"] = self._delivery.run_id(event["run"]) or event["run"]
 
     def _document(self, event: Event) -> None:
         self._store.client.log_dict(self.id, event["values"], event["name"])

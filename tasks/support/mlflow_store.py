@@ -19,6 +19,9 @@ from tasks.support.workspace import state_folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RUN_TAG, PARENT_TAG = "prefloop.run", "mlflow.parentRunId"
+LINK = "linked."
+"""Begins the tag of a pipeline run that names the run of a stage which did not run in it."""
 _SQLITE = "sqlite:///"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -10,10 +10,8 @@ from typing import Any
 
 from prefloop.errors import ConfigError, DataError
 from prefloop.files import read_json
-from tasks.support.mlflow_store import Store, StoreAway, reached, read_config
+from tasks.support.mlflow_store import RUN_TAG, Store, StoreAway, reached, read_config
 from tasks.support.pipeline import RECORD, records_folder
-
-RUN_TAG = "prefloop.run"
 
 Record = dict[str, Any]
 

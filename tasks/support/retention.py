@@ -15,14 +15,11 @@ from urllib.parse import unquote, urlparse
 from mlflow.entities import LoggedModel, Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from tasks.support.mlflow_store import Store
+from tasks.support.mlflow_store import LINK, PARENT_TAG, RUN_TAG, Store
 from tasks.support.model_delivery import KEY_TAG
-from tasks.support.records import RUN_TAG
 
 GC_TAG = "prefloop.gc"
 """Set on a run before it is deleted: a deletion that was cut off is known for ours, and is finished."""
-PARENT_TAG = "mlflow.parentRunId"
-LINK = "linked."
 UNFINISHED = ("RUNNING", "SCHEDULED")
 PAGE = 1000
 

@@ -57,6 +57,7 @@ def test_the_kl_coefficient_touches_ppo_and_its_evaluation_and_comes_back_from_t
     output = workspace.run()
     assert " ran in " not in output
     assert workspace.weights() == before
+    assert not (workspace.root / ".prefloop/spool/refused.log").exists(), "MLflow took all that it was told"
 
 
 def test_an_edit_touches_the_stages_that_import_it_and_no_other(workspace: Workspace) -> None:

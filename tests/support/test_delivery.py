@@ -178,13 +178,16 @@ def test_a_stage_stands_under_its_pipeline_and_a_skipped_one_is_linked(store):
     parent = RunTracker("pipeline", "run-1", writer=os.getpid())
     parent.start(params={"seed": 0}, tags={})
     parent.link("sft", made)
+    parent.link("evaluate@sft", made)
     child = write_run(
         "dpo", "20240101T000000-dpo-aaaaaa", "k9", parent="run-1"
     ).run  # sorts before its parent
     deliver(store)
     by_name = {run.data.tags["prefloop.run"]: run for run in store.client.search_runs([store.experiment])}
     assert by_name[child].data.tags["mlflow.parentRunId"] == by_name["run-1"].info.run_id
-    assert by_name["run-1"].data.tags["linked.sft"] == by_name[made].info.run_id
+    for name in ("sft", "evaluate-sft"):
+        assert by_name["run-1"].data.tags[f"linked.{name}"] == by_name[made].info.run_id
+    assert not (spool_folder() / "refused.log").exists()
 
 
 def test_a_locked_database_loses_nothing(tracked):
