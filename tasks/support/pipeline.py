@@ -38,7 +38,8 @@ MAIN_FIGURES = (
 """Figures of each policy that a pipeline run shows; all of them are in metrics/evaluate.json."""
 
 SCORES = ("gold", "win_rate_vs_sft")
-QUARANTINE = "data/quarantine/"
+SORTED = ("data/validated/", "data/quarantine/")
+"""Data that follow from what lies in data/raw and the parameters of their stage."""
 RECORD = "pipeline.json"
 """The artifact of a pipeline run that holds its whole record."""
 PLACEMENT = "resources"
@@ -94,7 +95,7 @@ class Pipeline:
 
     def _track(self, described: Mapping[str, Any]) -> None:
         self._tracker.params(
-            {f"data.{path}": digest for path, digest in described["data"].items() if QUARANTINE not in path}
+            {f"data.{path}": md5 for path, md5 in described["data"].items() if not path.startswith(SORTED)}
         )
         self._tracker.params(flatten(described["environment"], "environment"))
         self._tracker.metrics(0, described["cost"], "cost")
