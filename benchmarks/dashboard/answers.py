@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.overhead.turns import timed
-from benchmarks.queueing.servers import mlflow
+from benchmarks.queueing.servers import analyse, mlflow
 from benchmarks.queueing.workspaces import make_workspace
 from benchmarks.workspaces import clone_project, environment
 
@@ -72,6 +72,8 @@ def dashboard(folder: Path, runs: int, repeats: int, database: str) -> Answers:
     writer.mkdir()
     clone_project(writer)
     filled = ask(writer, "benchmarks.dashboard.fill", str(runs), MLFLOW_TRACKING_URI=uri)
+    if database:
+        analyse(database)
     with mlflow(place / "mlflow", uri) as (server, _):
         words = (server.address, str(repeats), filled["first"], filled["last"])
         asked = ask(writer, "benchmarks.dashboard.ask", *words, MLFLOW_TRACKING_URI=server.address)
