@@ -55,7 +55,8 @@ def test_pages_and_commands_find_their_runs_through_a_server(store, monkeypatch)
             )
         monkeypatch.setattr(requests.Session, "request", counted)
         record = find(last, [])
-    assert len(asked) == 2, f"the experiment and the run, whatever else the store holds: {asked}"
+    # The experiment, the run, and its record among the artifacts, whatever else the store holds.
+    assert len(asked) == 5, asked
     assert record["figures"]["ppo"]["gold.mean"] == pytest.approx(1 + 1 / 17)
     gold = [
         {one["key"]: one["value"] for one in row["data"]["metrics"]}["eval/ppo/gold.mean"] for row in rows
