@@ -46,8 +46,8 @@ ui: $(STAMP)  ## open MLflow and Prefect on what ran
 test: $(STAMP)  ## every test but those of test-servers, offline. ARGS="-m 'not slow'" leaves out the slow ones
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-servers: $(STAMP)  ## tests with several servers and workers, some minutes more
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m servers -n 2 --dist loadfile $(ARGS)
+test-servers: $(STAMP)  ## tests with several servers and workers, and the image's build: twenty minutes
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m servers $(ARGS)
 
 soak: $(STAMP)  ## fifty faults in a row, nothing lost; an hour or less. ARGS="--faults 10 --seed 1" and the like are passed on
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)

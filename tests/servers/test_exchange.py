@@ -16,7 +16,7 @@ from flows.workers.checkpoints import SharedCheckpoints
 from flows.workers.code import fetch_code, publish_code
 from flows.workers.data import push
 from flows.workers.exchange import open_exchange
-from prefloop.errors import ConfigError, WorkspaceError
+from prefloop.errors import ConfigError
 from tests.flows.conftest import finished as finished
 from tests.flows.conftest import finished_template as finished_template
 from tests.flows.conftest import project_template as project_template
@@ -88,7 +88,7 @@ def test_a_storage_that_is_down_is_named_and_nothing_runs_in_its_place(
     shutil.rmtree(finished.root / "models")
     shutil.rmtree(finished.root / ".dvc/cache")
     storage.kill()
-    output = finished.prefloop("run", code=6)
+    output = finished.prefloop("run", code=7)
     assert f"{remote}/data does not do what was asked of it" in output
     assert "then run again: what was done is kept" in output
     assert storage.secret not in output
@@ -128,7 +128,7 @@ def test_a_key_that_may_not_read_is_said(remote: str, monkeypatch: pytest.Monkey
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(WorkspaceError, match="the keys in the environment may read") as refused:
+    with pytest.raises(StorageAway, match="the keys in the environment may read") as refused:
         Storage(remote).read("a")
     assert "not-the-secret-word" not in str(refused.value)
     S3FileSystem.clear_instance_cache()
