@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from prefloop.files import sha256_text
 from tasks.support import model_delivery
+from tasks.support.defaults import unusual
 from tasks.support.mlflow_store import LINK, PARENT_TAG, RUN_TAG, Store
 from tasks.support.process import ProcessId
 from tasks.support.spool import Event, read_events, read_state, write_state
@@ -173,7 +174,8 @@ class _Run:
             tags[PARENT_TAG] = parent
         if tags.get("git_commit"):
             tags["mlflow.source.git.commit"] = tags["git_commit"]
-        self._params.update(event["params"])
+        of_pipeline = event["name"] == "pipeline"
+        self._params.update(unusual(event["params"]) if of_pipeline else event["params"])
         if "mlflow_run_id" in self._state:
             return
         client = self._store.client

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefloop.config.params import Params
 from prefloop.config.read import read_yaml
-from prefloop.config.validate import DEFAULTS as EXPECTATIONS
 from prefloop.errors import DataError
 from prefloop.files import read_json, write_json
 from tasks.support.costs import cost_of, total
@@ -64,12 +61,9 @@ class Pipeline:
         self._git = git_state()
 
     def begin(self) -> None:
-        """Opens the run with the seed and what is not prefloop's default, unless an earlier stage of a bare
-        `dvc repro` did. `RECORD` has all: a page of a hundred runs with these takes MLflow seconds."""
+        """Opens the run with the parameters in use, unless an earlier stage of a bare `dvc repro` did."""
         if not self._tracker.known:
-            usual = {name: value for name, value in defaults().items() if name != "seed"}
-            own = {name: value for name, value in _parameters().items() if value != usual.get(name)}
-            self._tracker.start(params=own, tags=self._git)
+            self._tracker.start(params=_parameters(), tags=self._git)
 
     def link_skipped(self, stages: Iterable[str]) -> None:
         """Points to the runs that made the outputs of stages that did not run, by skip or by restore."""
@@ -206,13 +200,6 @@ def _parameters() -> dict[str, str]:
     policies = params.get("policies") or {}
     idle = {method for method, variants in policies.items() if not variants} | {PLACEMENT}
     return redact_all(flatten({name: value for name, value in params.items() if name not in idle}))
-
-
-def defaults() -> dict[str, str]:
-    """Parameters as they are where params.yaml does not say otherwise; policies have none."""
-    values = asdict(replace(Params(), policies={}))
-    values["validate"]["expectations"] = {name: asdict(one) for name, one in EXPECTATIONS.items()}
-    return redact_all(flatten(values))
 
 
 def _run_record(stage: str) -> dict[str, Any] | None:
