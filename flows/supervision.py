@@ -206,9 +206,8 @@ def supervise(root: Path, pipeline: str, say: Callable[[str], None]) -> Iterator
         end_leftovers(root)
         variables = stack.enter_context(lifeline(root / STATE / "lifeline"))
         supervisor = Supervisor(root, pipeline, variables, say)
-        watch_parent(
-            lambda: supervisor.request_stop(signal.SIGTERM)
-        )  # a run of several seeds has a run as parent
+        # A run of several seeds has a run as parent, one for changed data a watch.
+        watch_parent(lambda: supervisor.request_stop(signal.SIGTERM), death_signal=False)
         stack.callback(supervisor.end_all)
         stack.enter_context(_signals(supervisor))
         yield supervisor

@@ -49,7 +49,7 @@ def watch(root: Path, options: Options, voice: Voice) -> int:
         lifeline(root / STATE / "watch.lifeline") as variables,
     ):
         watcher = Watch(root, options, voice, bucket, variables)
-        watch_parent(lambda: watcher.stop(signal.SIGTERM))
+        watch_parent(lambda: watcher.stop(signal.SIGTERM), death_signal=False)
         with _signals(watcher.stop):
             return watcher.run()
 

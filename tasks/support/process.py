@@ -122,16 +122,21 @@ def lifeline(path: Path) -> Iterator[dict[str, str]]:
         path.unlink(missing_ok=True)
 
 
-def watch_parent(on_death: Callable[[], None]) -> None:
+def watch_parent(on_death: Callable[[], None], *, death_signal: bool = True) -> None:
     """Calls `on_death` once, from a daemon thread, when the process that this one works for is gone.
 
     Started by hand (by neither a pipeline nor DVC), a process watches nobody: it may outlive its shell.
+
+    Args:
+        death_signal: on Linux, SIGTERM comes as well. Not for a process to which a second request means more
+            than the first: the death of its parent would count as two.
     """
     pipe = os.environ.get(PARENT_PIPE, "")
     if not pipe and DVC_STAGE not in os.environ:
         return
     parent, employer = os.getppid(), _employer()
-    _ask_for_death_signal()
+    if death_signal:
+        _ask_for_death_signal()
     threading.Thread(
         target=_wait, args=(pipe, parent, employer, on_death), name="parent-watch", daemon=True
     ).start()

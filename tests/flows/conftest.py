@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from flows.planning.planner import make_plan, open_repo
 from flows.planning.show import as_json
 from flows.prefect_database import provide_database
 from flows.preparation import refresh
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -287,17 +287,6 @@ class Project:
             return None
 
         return wait_until(search, seconds)
-
-
-def wait_until(check: Callable[[], object], seconds: float = 240):
-    """Waits until `check` gives something true, and returns it."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = check()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
 
 
 @pytest.fixture(scope="session")

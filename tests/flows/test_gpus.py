@@ -17,7 +17,7 @@ from flows.planning.model import Action, Place, StagePlan
 from flows.room import Room, memory_here, refuse_what_has_no_room, visible_gpus
 from flows.supervision import Stopped
 from prefloop.errors import ConfigError
-from tests.flows.conftest import wait_until
+from tests.waiting import wait_until
 
 GIB = 2**30
 FOUR = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")

@@ -19,6 +19,7 @@ import pytest
 from flows.settings import child_environment
 from flows.warm_child import WarmChild, WarmStarts
 from tasks.support.process import end_group, group_members, identify, lifeline
+from tests.waiting import wait_until
 
 IMPORTED = "colorsys"  # by the warm process, and by nothing else here
 
@@ -113,13 +114,6 @@ def ended(child: WarmChild) -> tuple[int, str]:
     code = child.wait()
     wait_until(lambda: not group_members(child.pid))
     return code, output
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_warm_stage_is_what_a_cold_one_would_be(start: Start) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.flows.watching_live import Live, deliver, environment, make_workspace, prompts, runs
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -354,10 +355,3 @@ def test_data_that_changed_while_a_stage_read_it_is_read_again(root: Path, start
     wait_until(lambda: (root / "count.txt").exists() and (root / "count.txt").read_text() == "2\n")
     live.wait_for("done", 2)
     assert (root / "rows.txt").read_text() == "one\ntwo\n"
-
-
-def wait_until(check: Callable[[], object], seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.02)

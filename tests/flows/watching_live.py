@@ -33,7 +33,7 @@ def asked(number, _frame):
 signal.signal(signal.SIGINT, asked)
 signal.signal(signal.SIGTERM, asked)
 with held(".prefloop/locks/workspace.lock", "the workspace"):
-    watch_parent(lambda: asked(signal.SIGTERM, None))
+    watch_parent(lambda: asked(signal.SIGTERM, None), death_signal=False)
     note("began")
     until = time.monotonic() + 60
     while Path("hold").exists() and time.monotonic() < until:

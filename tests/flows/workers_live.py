@@ -8,9 +8,9 @@ from typing import Any
 
 import psutil
 
-from tests.flows.conftest import wait_until
 from tests.servers.prefect_server import PrefectServer
 from tests.servers.worker import Worker
+from tests.waiting import wait_until
 
 POOL = "prefloop"
 STEPS = "60"

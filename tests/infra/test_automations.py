@@ -19,8 +19,8 @@ from prefect.states import Completed, Failed, State
 
 from flows.automations import HEARTBEAT, LABELLED, install, put, webhook_url, zombies
 from prefloop.errors import ConfigError, WorkspaceError
-from tests.flows.conftest import wait_until
 from tests.infra.conftest import Server
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.flows.conftest import Project, wait_until
+from tests.flows.conftest import Project
 from tests.flows.conftest import project as project
 from tests.flows.conftest import project_template as project_template
 from tests.infra.conftest import Server, end
 from tests.infra.test_setup import ask
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import wait_until
 from tests.infra.conftest import INFRA, REPOSITORY
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

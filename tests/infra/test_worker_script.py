@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import wait_until
 from tests.infra.conftest import INFRA, REPOSITORY
+from tests.waiting import wait_until
 
 PREFECT = """#!{python}
 import os, signal, subprocess, sys, time

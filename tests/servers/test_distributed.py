@@ -20,13 +20,13 @@ from flows.workers.code import publish_code
 from flows.workers.data import produced_inputs, push
 from flows.workers.exchange import open_exchange
 from tasks.support.workspace import slug
-from tests.flows.conftest import wait_until
 from tests.pipeline.conftest import TINY, Workspace, clone_of
 from tests.servers.bucket_server import BucketServer
 from tests.servers.conftest import StartWorker
 from tests.servers.mlflow_server import MlflowServer
 from tests.servers.prefect_server import PrefectServer
 from tests.servers.service import end_all
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
