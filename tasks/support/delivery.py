@@ -22,7 +22,11 @@ from tasks.support.workspace import slug
 
 BATCH = 500
 VALUE_CHARACTERS = 5000
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+_OF_THE_DATABASE = "BAD_REQUEST"
+"""MLflow's word for whatever its database says but that it is away, a connection that was cut among it."""
+_CONTENT = ("DataError", "IntegrityError")
+"""What Python's database drivers call it (PEP 249) when it is the values that a database does not take."""
 
 
 class Delivery:
@@ -148,7 +152,7 @@ class _Run:
         self._path.unlink(missing_ok=True)
 
     def _send(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
-        for start in range(0, max(len(metrics), 1), BATCH):
+        for start in range(0, len(metrics), BATCH):
             self._store.client.log_batch(self.id, metrics=metrics[start : start + BATCH])
         for start in range(0, len(params), 100):
             self._store.client.log_batch(self.id, params=params[start : start + 100])
@@ -161,19 +165,20 @@ class _Run:
         try:
             send()
         except MlflowException as error:
-            if error.error_code not in _REFUSALS:
-                raise
+            if not _refused(error) or event["kind"] == "start":
+                raise  # without its run, what follows would have no place
             with open(self._path.parent / "refused.log", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"run": self._path.stem, "error": str(error), "event": event}) + "\n")
 
     def _start(self, event: Event) -> None:
         run = self._path.stem
         parent = self._delivery.run_id(event["parent"]) if event["parent"] else None
-        tags = {RUN_TAG: run, "mlflow.runName": event["name"], **event["tags"]}
+        tags = {RUN_TAG: run, "mlflow.runName": event["name"]}
         if parent:
             tags[PARENT_TAG] = parent
-        if tags.get("git_commit"):
-            tags["mlflow.source.git.commit"] = tags["git_commit"]
+        self._tags.update(event["tags"])  # in a batch of their own: one that is refused costs no run
+        if event["tags"].get("git_commit"):
+            self._tags["mlflow.source.git.commit"] = event["tags"]["git_commit"]
         of_pipeline = event["name"] == "pipeline"
         self._params.update(unusual(event["params"]) if of_pipeline else event["params"])
         if "mlflow_run_id" in self._state:
@@ -241,6 +246,13 @@ class _Run:
             self._tags[PARENT_TAG] = parent
         self._store.client.set_terminated(self.id, event["status"], event["time"])
         self._state["ended"] = True
+
+
+def _refused(error: MlflowException) -> bool:
+    """True where sending the same once more would be refused once more."""
+    if error.error_code == _OF_THE_DATABASE:
+        return any(word in str(error) for word in _CONTENT)
+    return error.error_code in _REFUSALS
 
 
 def _model_name(name: str) -> str:

@@ -98,7 +98,9 @@ def judge_runs(store: Store, needed: Mapping[str, str], known: Registered, befor
         before: runs that ended later than this stay (seconds since the epoch).
     """
     active = _all_runs(store, ViewType.ACTIVE_ONLY)
-    cut_off = [run for run in _all_runs(store, ViewType.DELETED_ONLY) if GC_TAG in run.data.tags]
+    # On a tracking server a run that is marked as deleted is done with: see delete_runs.
+    deleted = _all_runs(store, ViewType.DELETED_ONLY) if _deletes_for_good(store) else []
+    cut_off = [run for run in deleted if GC_TAG in run.data.tags]
     runs = _Runs({run.info.run_id: run for run in active})
     ours = {run.data.tags[RUN_TAG]: run.info.run_id for run in active if RUN_TAG in run.data.tags}
     for run in active:
@@ -160,7 +162,7 @@ def delete_runs(store: Store, judged: Iterable[Judged]) -> Iterator[Judged]:
     from mlflow.cli import _gc_tracking_resources  # what `mlflow gc` does, without its look at experiments
 
     backend = _backend(store)
-    for_good = hasattr(backend, "_hard_delete_run")
+    for_good = _deletes_for_good(store)
 
     def gc(runs: list[str], models: list[str]) -> None:
         if for_good:
@@ -204,6 +206,11 @@ def _backend(store: Store) -> Any:
     from mlflow.tracking._tracking_service.utils import _get_store
 
     return _get_store(store.uri)  # type: ignore[no-untyped-call]
+
+
+def _deletes_for_good(store: Store) -> bool:
+    """True where the store's tables are at hand; False where a tracking server has them."""
+    return hasattr(_backend(store), "_hard_delete_run")
 
 
 def _all_runs(store: Store, view: int) -> list[Run]:

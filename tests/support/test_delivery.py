@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 pytest.importorskip("mlflow")
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from prefloop.config.tracking import TrackingConfig
 from prefloop.errors import WorkspaceError
@@ -28,6 +29,7 @@ from tasks.support.mlflow_store import StoreAway, local_folder, reached
 from tasks.support.records import find, from_mlflow, local_records
 from tasks.support.spool import mlflow_run_id, spool_folder, waiting
 from tasks.support.tracking import RunTracker
+from tests.servers.mlflow_server import MlflowServer
 
 
 @pytest.fixture
@@ -150,6 +152,40 @@ def test_a_refused_event_does_not_hold_up_the_rest(store):
     status, params, metrics, *_ = seen(store)[0][tracker.run]
     assert (status, params["sft.learning_rate"], metrics["train/loss"][-1]) == ("FINISHED", "0.1", (21, 0.25))
     assert "sft.learning_rate" in (spool_folder() / "refused.log").read_text()
+
+
+def test_a_refused_tag_costs_no_run(store):
+    tracker = RunTracker("sft", "run-1", writer=os.getpid())
+    tracker.start(parent="", params={"sft.learning_rate": 0.1}, tags={"evaluate@sft": "refused: an @"})
+    tracker.metrics(1, {"loss": 0.25})
+    tracker.end("FINISHED")
+    deliver(store)
+    status, params, metrics, *_ = seen(store)[0]["run-1"]
+    assert (status, params, metrics["train/loss"]) == ("FINISHED", {"sft.learning_rate": "0.1"}, [(1, 0.25)])
+    assert "evaluate@sft" in (spool_folder() / "refused.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("(psycopg2.InterfaceError) connection already closed", True),
+        ("(sqlite3.DatabaseError) database disk image is malformed", True),
+        ('(psycopg2.errors.DataError) value "1e999" is out of range for type double precision', False),
+    ],
+)
+def test_only_what_a_database_will_never_take_is_set_aside(store, monkeypatch, words, kept):
+    tracker = write_run(end="")
+    deliver(store)
+    tracker.metrics(21, {"loss": 0.25})
+    with monkeypatch.context() as patched:
+        error = MlflowException(words, BAD_REQUEST)
+        patched.setattr(store.client, "log_batch", mock.Mock(side_effect=error))
+        with pytest.raises(MlflowException) if kept else contextlib.nullcontext():
+            deliver(store)
+    deliver(store)
+    last = (21, 0.25) if kept else (20, 0.05)
+    assert seen(store)[0][tracker.run][2]["train/loss"][-1] == last
+    assert (spool_folder() / "refused.log").exists() is not kept
 
 
 def test_one_stage_key_has_one_version(store):
@@ -342,58 +378,26 @@ def test_a_kill_while_the_database_is_made_leaves_none(tracked):
     assert not draft.exists()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_server(workspace, port):
-    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{workspace}/.prefloop/mlflow/mlflow.db"]
-    command += ["--artifacts-destination", str(workspace / "served"), "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=workspace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-            return server
-        except OSError:
-            time.sleep(0.3)
-    kill(server)
-    raise AssertionError(f"the server did not start (exit code {server.returncode})")
-
-
-def kill(server):
-    """kill -9 of the server and its workers."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
 @pytest.mark.slow
 def test_a_server_killed_meanwhile_gets_every_event_once_it_is_back(tracked):
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    Path("params.yaml").write_text(f"promote: {{}}\ntracking: {{uri: '{uri}', experiment: served}}\n")
-    config = TrackingConfig(uri=uri, experiment="served")
+    database = f"sqlite:///{local_folder().absolute() / 'mlflow.db'}"
+    server = MlflowServer(tracked / "server", database)
+    Path("params.yaml").write_text(f"promote: {{}}\ntracking: {{uri: '{server.url}', experiment: served}}\n")
     tracker = write_run(end="")
-    server = start_server(tracked, port)
     try:
+        server.start()
         deliver_once()
-        kill(server)
+        server.kill()
         for step in range(21, 41):
             tracker.metrics(step, {"loss": 1 / step})
         with pytest.raises(StoreAway):
             deliver_once()
         tracker.end("FINISHED")
-        server = start_server(tracked, port)
+        server.start()
         deliver_once()
-        with reached(config) as opened:
+        with reached(TrackingConfig(uri=server.url, experiment="served")) as opened:
             status, _, metrics, _, _ = seen(opened)[0][tracker.run]
         assert status == "FINISHED"
         assert metrics["train/loss"] == [(step, 1 / step) for step in range(1, 41)]
     finally:
-        kill(server)
+        server.kill()
