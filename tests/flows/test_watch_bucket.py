@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from flows.watching.bucket import Bucket
 from flows.watching.bucket_feed import BucketFeed
 from flows.watching.memory import MEMORY, Memory
 from flows.watching.voice import Voice
+from tests.flows.watching_live import Live, make_workspace, prompts, runs
 from tests.servers.bucket_server import BucketServer
 from tests.servers.conftest import storage as storage
 
@@ -83,6 +86,54 @@ def test_new_objects_are_brought_in_once_whatever_their_names(drop: Drop, tmp_pa
     assert (tmp_path / "said").read_text().count("leads elsewhere") == 1
 
 
+def test_a_large_object_in_parts_and_more_objects_than_a_page(
+    drop: Drop, storage: BucketServer, tmp_path: Path
+) -> None:
+    (tmp_path / MEMORY).parent.mkdir()
+    large = rows(*(f"{number:07d}" for number in range(250_000)))
+    assert len(large) > 12 * 2**20
+    (tmp_path / "large.jsonl").write_bytes(large)
+    from boto3.s3.transfer import TransferConfig
+
+    parts = TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=5 * 2**20)
+    storage.client().upload_file(
+        str(tmp_path / "large.jsonl"), drop.name, "batches/trl/large.jsonl", Config=parts
+    )
+    many = storage.data / drop.name / "batches/native"
+    many.mkdir(parents=True)
+    for number in range(1005):
+        (many / f"{number:04d}.jsonl").write_bytes(rows(str(number)))
+    seen = Bucket(drop.url).look()
+    assert len(seen) == 1006, "a listing has pages of a thousand"
+    assert all(version.startswith("ETag ") for version in seen.values())
+    for path in many.iterdir():
+        path.unlink()
+    watching = feed(drop, tmp_path)
+    watching.look(1.0)
+    assert brought(tmp_path) == {"trl/large.jsonl": large}
+    watching.look(2.0)
+    assert len(brought(tmp_path)) == 1
+
+
+def test_a_store_that_is_away_is_told_once_and_nothing_is_lost(
+    drop: Drop, storage: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / MEMORY).parent.mkdir()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    drop.put("batches/a.jsonl", rows("p"))
+    watching = feed(drop, tmp_path)
+    watching.look(1.0)
+    storage.kill()
+    for now in (2.0, 3.0):
+        watching.look(now)
+    assert (tmp_path / "said").read_text().count("cannot be read, tried again") == 1
+    storage.start()
+    drop.put("batches/b.jsonl", rows("q"))
+    watching.look(4.0)
+    assert brought(tmp_path) == {"a.jsonl": rows("p"), "b.jsonl": rows("q")}
+    assert not list((tmp_path / "incoming").rglob(".*"))
+
+
 def test_wrong_keys_are_told(drop: Drop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / MEMORY).parent.mkdir()
     drop.put("batches/a.jsonl", rows("p"))
@@ -94,3 +145,26 @@ def test_wrong_keys_are_told(drop: Drop, tmp_path: Path, monkeypatch: pytest.Mon
     assert "cannot be read, tried again" in (tmp_path / "said").read_text()
     assert brought(tmp_path) == {}
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_live_watch_runs_on_a_new_object_and_not_on_an_equal_one(drop: Drop, tmp_path: Path) -> None:
+    root = make_workspace(tmp_path / "workspace")
+    options: dict[str, Any] = {"bucket": drop.url, "bucket_interval": 0.3}
+    live = Live(root, **options)
+    try:
+        live.wait_for("done")
+        drop.put("batches/trl/a.jsonl", rows("p"))
+        live.wait_for("done", 2)
+        drop.put("batches/trl/b.jsonl", rows("p"))  # another object, the same rows
+        live.wait_for("equal")
+        drop.put("batches/trl/a.jsonl", rows("p", "q"))
+        live.wait_for("done", 3)
+        assert prompts(root) == ["p", "p", "q"]
+        assert [event["object"] for event in live.said("fetched")] == [
+            "trl/a.jsonl",
+            "trl/b.jsonl",
+            "trl/a.jsonl",
+        ]
+        assert len(runs(root)) == 6
+    finally:
+        live.end(signal.SIGKILL)

@@ -1,26 +1,37 @@
-"""The Slurm job when its time is nearly over: its worker ends, and it is queued again.
+"""The Slurm job from its first step to its last: signalled before its time is over, queued again, resumed.
 
-In the place of Slurm stands what it does with a job: it runs a copy of the script and signals the script's
-shell alone. In Prefect's place stands a worker that does nothing.
+In the place of Slurm stands what it does with a job: it runs a copy of the script, signals the script's shell
+alone as `#SBATCH --signal` says, and runs it again where it was queued again. In Prefect's place stands a
+worker that starts one run of the pipeline, as Prefect's starts flow runs; the run and its trainer are real.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.infra.conftest import INFRA, REPOSITORY
+from tests.infra.trainer import STEPS, Trainer
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.slow
 
 SCRIPT = INFRA / "slurm/worker.sbatch"
 SCONTROL = '#!/bin/sh\necho "$@" >> "$CALLS"\n'
+PREFECT = """#!{python}
+import os, signal, subprocess, sys
+if sys.argv[1:] == ["run"]:
+    del os.environ["PREFECT_API_URL"]  # the run has a server of its own
+    os.execv("{python}", ["{python}", "-m", "flows.cli.main", "run"])
+run = subprocess.Popen([sys.argv[0], "run"], cwd=os.environ["WORKSPACE"], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+run.wait()
+"""
 
 
 class Slurm:
@@ -48,6 +59,15 @@ class Slurm:
             ["bash", str(copy)], env={**self.variables, **variables}, cwd=self.folder, start_new_session=True
         )
 
+    @staticmethod
+    def time_is_nearly_over(job: subprocess.Popen[bytes]) -> None:
+        """As `#SBATCH --signal` says: `B:` means the batch script's shell alone."""
+        (found,) = re.findall(r"^#SBATCH --signal=(\S+)$", SCRIPT.read_text(), re.MULTILINE)
+        who, name, seconds = re.fullmatch(r"(B:)?([A-Z0-9]+)@(\d+)", found).groups()
+        assert who == "B:"
+        assert int(seconds) >= 120, "worker.sh alone may take 90 s"
+        job.send_signal(getattr(signal, f"SIG{name}"))
+
     def queued_again(self) -> list[str]:
         return self.calls.read_text().splitlines()
 
@@ -55,6 +75,7 @@ class Slurm:
 IDLE = "#!/bin/sh\ntrap 'exit 0' TERM\ntouch \"$CALLS.began\"\nwhile :; do sleep 0.1; done\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "variables", "calls"),
     [
@@ -73,7 +94,33 @@ def test_a_job_is_queued_again_when_its_time_is_over_alone(tmp_path, number, var
     assert slurm.queued_again() == calls
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_fails_is_not_queued_again(tmp_path):
     slurm = Slurm(tmp_path, "#!/bin/sh\nexit 7\n")
     assert slurm.start().wait(120) == 7
     assert slurm.queued_again() == []
+
+
+@pytest.mark.servers
+@pytest.mark.skipif(sys.platform != "linux", reason="holds a process by what /proc says of its signals")
+def test_a_job_whose_time_is_over_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path):
+    workspace = Trainer.make(tmp_path / "workspace")
+    expected = workspace.undisturbed(tmp_path / "undisturbed").results()
+    variables = {**workspace.environment(), "WORKSPACE": str(workspace.root)}
+    for name in ("PATH", "HOME", "USER"):
+        variables.pop(name, None)
+    (tmp_path / "slurm").mkdir()
+    slurm = Slurm(tmp_path / "slurm", PREFECT.format(python=sys.executable), **variables)
+    first = slurm.start()
+    trainer = workspace.hold()
+    slurm.time_is_nearly_over(first)
+    workspace.let_go_when_asked(trainer)
+    assert first.wait(120) == 0
+    assert slurm.queued_again() == ["requeue 17"]
+    assert not workspace.processes(), "nothing outlives the job's time"
+    assert workspace.checkpoints()
+    assert 5 <= workspace.steps() < STEPS
+
+    assert slurm.start(SLURM_RESTART_COUNT="1").wait(240) == 0
+    assert workspace.resumed_from() >= 5
+    assert workspace.results() == expected

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import psutil
 import pytest
 
 from flows.own_pages import OwnPages
+from tests.flows.conftest import Project
+from tests.flows.conftest import project as project
+from tests.flows.conftest import project_template as project_template
 from tests.ports import free_port
 from tests.sockets import beyond_loopback, family, listening
 
@@ -88,6 +92,22 @@ def test_a_socket_that_others_reach_is_told() -> None:
         found = listening(family(os.getpid()))
         assert ("127.0.0.1", here.getsockname()[1]) in found
         assert beyond_loopback(found) == {("0.0.0.0", everywhere.getsockname()[1])}
+
+
+@pytest.mark.slow
+def test_a_run_listens_on_loopback_alone_and_answers_no_page(project: Project) -> None:
+    run = project.start("run", STEPS_SFT="40")
+    found: set[tuple[str, int]] = set()
+    refused: list[int] = []
+    while run.poll() is None:
+        found |= listening(family(run.pid))
+        if found and not refused and answers(port := next(iter(found))[1]):
+            refused.append(ask(port, "/api/health", Host="attacker.example").status)
+            refused.append(ask(port, "/api/health", Origin="https://attacker.example").status)
+        time.sleep(0.05)
+    assert run.returncode == 0, run.communicate()[0]
+    assert beyond_loopback(found) == set()
+    assert refused == [403, 403], "Prefect's server has to be among them"
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +193,10 @@ def test_make_ui_answers_under_no_other_name(pages: tuple[subprocess.Popen[str],
     _, mlflow, prefect = pages
     for port, path in ((prefect, "/api/health"), (prefect, "/"), (mlflow, "/api/2.0/mlflow/experiments/get")):
         assert ask(port, path, Host=f"attacker.example:{port}").status == 403
+
+
+def answers(port: int) -> bool:
+    try:
+        return ask(port, "/api/health").status == 200
+    except OSError:
+        return False

@@ -28,6 +28,7 @@ from tasks import sft
 from tasks.support.keys import stage_key
 from tasks.support.sharing import shared
 from tests import tiny
+from tests.sockets import beyond_loopback, listening
 from tests.training.trainings import DEMONSTRATIONS
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,9 @@ def test_two_processes_through_deaths_and_stops_make_what_one_makes(
 
     process = start(workspace, 2)
     other = under_way(workspace, process, 4)
+    sockets = listening([psutil.Process(process.pid), other])
+    assert sockets, "gloo's are among them"
+    assert beyond_loopback(sockets) == set()
     met = Path(other.environ()["PREFLOOP_RANK"].split(":", 2)[2]).parent
     process.kill()
     assert ended(process)[0] == -signal.SIGKILL
