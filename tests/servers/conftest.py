@@ -7,6 +7,7 @@ Each is shared by the tests of one file. A test that kills one starts it again: 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -34,6 +35,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServer]:
     """S3-compatible storage, skipped where rclone is absent."""
     with BucketServer(tmp_path_factory.mktemp("storage")) as server:
         yield server
+    if "s3fs" in sys.modules:
+        # It keeps a client for a process's life, with the address that was in the environment when it began.
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
