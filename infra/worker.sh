@@ -6,6 +6,7 @@
 # stage stop after a step with a checkpoint and says that it crashed, so that its place is free at once.
 set -euo pipefail
 pool=${1:?usage: bash infra/worker.sh POOL [NAME]}
+export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} # Prefect's 10 are added to every stage of a run
 "${PYTHON:-python}" -m prefect worker start --pool "$pool" --type process --limit 1 ${2:+--name "$2"} &
 worker=$!
 

@@ -45,6 +45,7 @@ class Worker(Service):
             **self.server.client_variables(),
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # as infra/worker.sh has it
             "PREFLOOP_WORKER_FOLDER": str(self.clones),
             **self.extra,
         }
