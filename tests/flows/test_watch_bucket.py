@@ -86,6 +86,7 @@ def test_new_objects_are_brought_in_once_whatever_their_names(drop: Drop, tmp_pa
     assert (tmp_path / "said").read_text().count("leads elsewhere") == 1
 
 
+@pytest.mark.servers
 def test_a_large_object_in_parts_and_more_objects_than_a_page(
     drop: Drop, storage: BucketServer, tmp_path: Path
 ) -> None:
@@ -96,18 +97,16 @@ def test_a_large_object_in_parts_and_more_objects_than_a_page(
     from boto3.s3.transfer import TransferConfig
 
     parts = TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=5 * 2**20)
-    storage.client().upload_file(
-        str(tmp_path / "large.jsonl"), drop.name, "batches/trl/large.jsonl", Config=parts
-    )
-    many = storage.data / drop.name / "batches/native"
-    many.mkdir(parents=True)
-    for number in range(1005):
-        (many / f"{number:04d}.jsonl").write_bytes(rows(str(number)))
+    client = storage.client()
+    client.upload_file(str(tmp_path / "large.jsonl"), drop.name, "batches/trl/large.jsonl", Config=parts)
+    many = [f"batches/native/{number:04d}.jsonl" for number in range(1005)]
+    for key in many:
+        client.put_object(Bucket=drop.name, Key=key, Body=rows(key))
     seen = Bucket(drop.url).look()
     assert len(seen) == 1006, "a listing has pages of a thousand"
     assert all(version.startswith("ETag ") for version in seen.values())
-    for path in many.iterdir():
-        path.unlink()
+    for key in many:
+        client.delete_object(Bucket=drop.name, Key=key)
     watching = feed(drop, tmp_path)
     watching.look(1.0)
     assert brought(tmp_path) == {"trl/large.jsonl": large}
@@ -115,6 +114,7 @@ def test_a_large_object_in_parts_and_more_objects_than_a_page(
     assert len(brought(tmp_path)) == 1
 
 
+@pytest.mark.servers
 def test_a_store_that_is_away_is_told_once_and_nothing_is_lost(
     drop: Drop, storage: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +147,7 @@ def test_wrong_keys_are_told(drop: Drop, tmp_path: Path, monkeypatch: pytest.Mon
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.servers
 def test_a_live_watch_runs_on_a_new_object_and_not_on_an_equal_one(drop: Drop, tmp_path: Path) -> None:
     root = make_workspace(tmp_path / "workspace")
     options: dict[str, Any] = {"bucket": drop.url, "bucket_interval": 0.3}
