@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,8 +149,32 @@ class Storage:
         with answering(self.place):
             files.get_file(f"{root}/{name}", str(target))
 
+    def read_all(self, names: Collection[str]) -> dict[str, bytes]:
+        """Contents of many files at once; those that are not there are left out.
+
+        Raises:
+            StorageAway: one could not be read.
+        """
+        files, root = self._open()
+        with answering(self.place):
+            found = files.cat([f"{root}/{name}" for name in names], on_error="return") if names else {}
+            missing = [path for path, content in found.items() if isinstance(content, FileNotFoundError)]
+            for error in (content for content in found.values() if isinstance(content, Exception)):
+                if not isinstance(error, FileNotFoundError):
+                    raise error
+        return {path[len(root) + 1 :]: found[path] for path in found if path not in missing}
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Name -> size (bytes) of every file below a folder; empty where there is none.
+
+        Raises:
+            StorageAway: it could not be listed.
+        """
+        return {name: size for name, (size, _) in self.listing(folder).items()}
+
+    def listing(self, folder: str) -> dict[str, tuple[int, float]]:
+        """Name -> size (bytes), and when it was written (seconds since the epoch; now, where the store does
+        not tell), of every file below a folder; empty where there is none.
 
         Raises:
             StorageAway: it could not be listed.
@@ -156,8 +182,24 @@ class Storage:
         files, root = self._open()
         with answering(self.place), suppress(FileNotFoundError):
             found = files.find(f"{root}/{folder}", detail=True)
-            return {path[len(root) + 1 :]: int(info["size"]) for path, info in found.items()}
+            return {
+                path[len(root) + 1 :]: (int(info["size"]), _written(info)) for path, info in found.items()
+            }
         return {}
+
+    def remove_all(self, names: Collection[str]) -> None:
+        """Removes files; those that are gone already are passed over.
+
+        Raises:
+            StorageAway: one could not be removed.
+        """
+        files, root = self._open()
+        with answering(self.place):
+            if not self._is_folder:
+                files.rm([f"{root}/{name}" for name in names])
+                return
+            for name in names:
+                (Path(root) / name).unlink(missing_ok=True)
 
     def remove(self, folder: str) -> None:
         """Removes all that lies below a folder, if there is anything.
@@ -182,3 +224,18 @@ class Storage:
                 raise ConfigError(
                     f"{self.place}: there is no such bucket", "make the bucket first"
                 ) from error
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    """When a file was written or, in a folder, came there (seconds since the epoch), as its store says it."""
+    if "created" in info and "mtime" in info:
+        return max(float(info["mtime"]), float(info["created"]))
+    for name in ("LastModified", "last_modified", "updated", "mtime"):
+        when = info.get(name)
+        if isinstance(when, str):
+            when = datetime.fromisoformat(when)
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    return time.time()

@@ -16,7 +16,8 @@ EPILOG = (
 
 def command(
     only: Annotated[
-        str, typer.Option(help="Categories, with commas: scratch,cache,runs,logs,tests; all by default.")
+        str,
+        typer.Option(help="Categories, with commas: scratch,cache,exchange,runs,logs,tests; all by default."),
     ] = "",
     older_than: Annotated[
         str, typer.Option(help="What is younger stays, whatever it is: 30d, 12h, 0d.")
@@ -24,7 +25,11 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go: the default.")] = False,
     shared_cache: Annotated[
-        bool, typer.Option("--shared-cache", help="Collect in a DVC cache that others may use, too.")
+        bool,
+        typer.Option(
+            "--shared-cache",
+            help="Collect in a DVC cache, or an exchange with workers, that others may use, too.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON with every item.")] = False,
 ) -> None:

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from flows.keeping import cache, exchange
 from flows.keeping.logs import find_logs, find_tests
 from flows.keeping.model import Category, Found, Item
 from flows.keeping.needs import Needs, has_store
 from flows.keeping.scratch import find_scratch
 from flows.keeping.trash import Trash
+from flows.planning.absent import has_remote
 from flows.planning.planner import open_repo
 from flows.preparation import refresh
 from flows.settings import STATE
+from flows.storage import StorageAway
 from prefloop.errors import WorkspaceError
 from tasks.support.locks import held, holder
 from tasks.support.mlflow_store import StoreAway, reached, read_config
@@ -60,7 +63,7 @@ class Sweep:
 
     Args:
         older_than: what is younger stays (seconds).
-        shared_cache: collect in a DVC cache outside of the workspace, too.
+        shared_cache: collect where others may have their objects, too.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class Sweep:
         self._paths: dict[Category, list[Path]] = {}
         self._expired: list[Judged] = []
         self._needed: dict[str, str] = {}
+        self._exchange: exchange.ExchangeSweep | None = None
         look: dict[Category, Callable[[], Found]] = {
             Category.SCRATCH: lambda: self._files(
                 Category.SCRATCH, find_scratch(root, self._repo, self._needs.since)
             ),
             Category.CACHE: self._cache,
+            Category.EXCHANGE: self._of_workers,
             Category.RUNS: self._runs,
             Category.LOGS: lambda: self._files(
                 Category.LOGS, find_logs(root, self._needs.since, self._needs.runs)
@@ -96,6 +101,8 @@ class Sweep:
             if found.category is Category.CACHE:
                 with self._repo.lock:
                     self._needs.cache.remove(self._needed)
+            if found.category is Category.EXCHANGE and self._exchange:
+                self._exchange.remove()
             if found.category is Category.RUNS and self._expired:
                 self._delete_runs()
             for path in self._paths.get(found.category, ()):
@@ -111,18 +118,33 @@ class Sweep:
         return Found(category, tuple(item for _, item in found))
 
     def _cache(self) -> Found:
-        others = "" if self._shared_cache else self._needs.cache.shared_with()
-        if others:
-            return Found(
-                Category.CACHE,
-                blocked=f"{others}: others may need what is in it. --shared-cache says that nobody does",
-            )
+        if why := self._must_stay(cache.shared_with(self._repo)):
+            return Found(Category.CACHE, blocked=why)
+        needs = self._needs
+        self._needed = needs.cache.needed(needs.references, needs.keys, needs.since)
+        return Found(Category.CACHE, tuple(needs.cache.items(self._needed, Category.CACHE)))
+
+    def _of_workers(self) -> Found:
+        if not has_remote(self._root):
+            return Found(Category.EXCHANGE)
+        if why := self._must_stay(exchange.shared_with()):
+            return Found(Category.EXCHANGE, blocked=why)
+        self._exchange = exchange.ExchangeSweep(self._root, self._needs)
         try:
-            keys = self._needs.keys
+            return Found(Category.EXCHANGE, tuple(self._exchange.look()))
+        except StorageAway as away:
+            self._exchange = None
+            return Found(Category.EXCHANGE, blocked=away.message)
+
+    def _must_stay(self, others: str) -> str:
+        """Why objects of DVC cannot be judged now; "" where they can."""
+        if others and not self._shared_cache:
+            return f"{others}: others may need what is in it. --shared-cache says that nobody does"
+        try:
+            _ = self._needs.keys
         except StoreAway as away:
-            return Found(Category.CACHE, blocked=f"what registered models need is not known: {away.message}")
-        self._needed = self._needs.cache.needed(self._needs.references, keys, self._needs.since)
-        return Found(Category.CACHE, tuple(self._needs.cache.items(self._needed)))
+            return f"what registered models need is not known: {away.message}"
+        return ""
 
     def _runs(self) -> Found:
         records = [

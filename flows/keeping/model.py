@@ -18,6 +18,7 @@ class Category(StrEnum):
 
     SCRATCH = "scratch"
     CACHE = "cache"
+    EXCHANGE = "exchange"
     RUNS = "runs"
     LOGS = "logs"
     TESTS = "tests"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.keeping.cache import Cache
 from flows.keeping.references import References, find_references
+from flows.keeping.shelves import LocalShelf
 from prefloop.errors import DataError
 from prefloop.files import read_json
 from tasks.support.mlflow_store import local_folder, reached, read_config, tracking_uri
@@ -38,7 +39,7 @@ class Needs:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache(self.repo)
+        return Cache(LocalShelf(self.repo))
 
     @cached_property
     def references(self) -> References:

@@ -58,6 +58,12 @@ def find_scratch(root: Path, repo: Repo, since: float) -> Iterator[tuple[Path, I
     yield from _drafts(root, repo, since)
 
 
+def settled_keys(root: Path, repo: Repo) -> tuple[bool, set[str]]:
+    """Whether all that stages read is up to date, and the keys that they have, as far as these are known."""
+    keys = set().union(*(_keys(root, stage) for stage in pipeline_stages(repo)))
+    return not _unsettled(root, repo), keys
+
+
 def _keys(root: Path, stage: PipelineStage) -> set[str]:
     """The stage's key here, and in the clones that a run of several seeds keeps: they share the folder."""
     found = set()

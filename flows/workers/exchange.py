@@ -30,6 +30,8 @@ from flows.workers.trust import FOLDER
 from prefloop.errors import WorkspaceError
 
 LOCK_SECONDS = 120.0
+DATA = "data"
+"""Where the DVC remote lies in it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Exchange:
     @property
     def data(self) -> str:
         """URL or path of the DVC remote."""
-        return f"{self.place}/data"
+        return f"{self.place}/{DATA}"
 
     def write_result(self, flow_run: str, result: Mapping[str, Any]) -> None:
         """Leaves what a flow run of a worker made."""
