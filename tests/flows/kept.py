@@ -71,12 +71,12 @@ class Kept:
             f"ingest: {{value: {ingest}}}\nsft: {{value: {sft}}}\ntracking: {{experiment: test}}\n"
         )
 
-    def run(self) -> list[str]:
-        """`dvc repro`; returns the keys of the stages whose command ran."""
+    def run(self, *, pull: bool = False) -> list[str]:
+        """`dvc repro`, also from the remote with `pull`; returns the keys of the stages whose command ran."""
         log = self.root / ".prefloop/ran.log"
         log.unlink(missing_ok=True)
         with Repo(str(self.root)) as repo, contextlib.redirect_stdout(io.StringIO()):
-            repo.reproduce()
+            repo.reproduce(pull=pull)
         return log.read_text().split() if log.exists() else []
 
     def git(self, *arguments: str) -> str:
