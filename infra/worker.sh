@@ -7,6 +7,10 @@
 set -euo pipefail
 pool=${1:?usage: bash infra/worker.sh POOL [NAME]}
 export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} # Prefect's 10 are added to every stage of a run
+# What an attempt that was killed with this worker had told MLflow, and nobody delivered.
+if compgen -G "${PREFLOOP_WORKER_FOLDER:-${HOME:-}/.prefloop/workers}/*/*/.prefloop/spool/*.jsonl" > /dev/null; then
+    "${PYTHON:-python}" -m flows.workers.deliveries || true
+fi
 "${PYTHON:-python}" -m prefect worker start --pool "$pool" --type process --limit 1 ${2:+--name "$2"} &
 worker=$!
 

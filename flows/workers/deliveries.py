@@ -3,6 +3,8 @@
 A worker's clone may be gone with its machine or container a moment later, so events must not wait there for
 a stage that comes by. What a server cannot take, and all of it where the worker knows of no server, goes
 through the exchange into the coordinator's spool, from which that run or the next one delivers it.
+
+    python -m flows.workers.deliveries    what killed attempts left on this worker, as it starts again
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from flows.settings import STATE
 from flows.storage import Storage
 from flows.workers.exchange import run
+from flows.workers.folder import worker_folder
 from prefloop.config.read import read_section
 from prefloop.config.tracking import TrackingConfig
 from prefloop.errors import ConfigError, WorkspaceError
@@ -54,6 +58,14 @@ def deliver(clone: Path, say: Callable[[str], None], *, hurried: bool = False) -
         except WorkspaceError as error:
             say(f"what {runs} run(s) tell MLflow could not be delivered: {error}")
             return
+
+
+def deliver_left(folder: Path, say: Callable[[str], None]) -> None:
+    """Delivers what killed attempts left anywhere below a worker's folder."""
+    for workspace in sorted(folder.glob("*/")):
+        idle = [path.parent for path in sorted(workspace.glob("*/params.yaml")) if not _works(path.parent)]
+        if idle:
+            deliver(idle[0], say)
 
 
 def send_home(storage: Storage, clone: Path, flow_run: str) -> list[Path]:
@@ -124,3 +136,7 @@ def _checked(name: str, flow_run: str) -> Path:
 def _works(clone: Path) -> bool:
     """Whether an attempt runs in a clone now."""
     return holder(clone / STATE / "locks/workspace.lock") is not None
+
+
+if __name__ == "__main__":
+    deliver_left(worker_folder(), partial(print, file=sys.stderr))

@@ -6,8 +6,6 @@ stage and one DVC cache for all of them.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from flows.workers.code import fetch_code
 from flows.workers.data import bring_home, produced_inputs, push
 from flows.workers.deliveries import deliver, remove, send_home, server_named
 from flows.workers.exchange import Exchange, tell_dvc, write_lock
+from flows.workers.folder import clone_folder
 from flows.workers.trust import check_job
 from tasks.support.code import all_code
 from tasks.support.keys import stage_key
@@ -100,12 +99,6 @@ def remote_stage(
         remove(sent)
         with suppress(StorageAway):  # what stays behind is in nobody's way
             checkpoints.remove()
-
-
-def clone_folder(place: str, stage: str) -> Path:
-    """Where this worker keeps its clone for a stage of the workspace that exchanges through `place`."""
-    folder = Path(os.environ.get("PREFLOOP_WORKER_FOLDER") or Path.home() / ".prefloop" / "workers")
-    return folder.absolute() / hashlib.sha256(place.encode()).hexdigest()[:16] / slug(stage)
 
 
 def _scratch(clone: Path, stage: str) -> Path:

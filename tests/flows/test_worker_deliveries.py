@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,18 @@ def test_a_server_gets_it_and_what_a_killed_attempt_left_beside(clones, tmp_path
         ("sft", "FINISHED"),
         ("dpo", "FINISHED"),
     }
+
+
+@pytest.mark.slow
+def test_a_worker_that_starts_again_delivers_what_was_left(clones, tmp_path, monkeypatch, fresh_store):
+    (tmp_path / "worker/0123456789abcdef").parent.mkdir()
+    clones.rename(tmp_path / "worker/0123456789abcdef")
+    (tmp_path / "mlflow.db").write_bytes(fresh_store.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PREFLOOP_WORKER_FOLDER", str(tmp_path / "worker"))
+    subprocess.run([sys.executable, "-m", "flows.workers.deliveries"], check=True, cwd=tmp_path)
+    assert [waiting(path) for path in (tmp_path / "worker").glob("*/*/.prefloop/spool")] == [0, 0]
 
 
 @pytest.mark.slow

@@ -70,6 +70,25 @@ def test_runs_end_before_their_worker(script, arguments, name, tmp_path):
     ]
 
 
+def test_what_killed_attempts_left_is_delivered_first(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/log"\n')
+    python.chmod(0o755)
+    spool = tmp_path / "clones/0123456789abcdef/sft/.prefloop/spool"
+    spool.mkdir(parents=True)
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": str(python),
+        "PREFLOOP_WORKER_FOLDER": f"{tmp_path}/clones",
+    }
+    command = ["bash", str(INFRA / "worker.sh"), "gpu"]
+    for _ in range(2):
+        subprocess.run(command, env=variables, check=True)
+        (spool / "20250101T000000-sft-aaaaaa.jsonl").touch()
+    modules = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()]
+    assert modules == ["prefect", "flows.workers.deliveries", "prefect"]
+
+
 def test_a_worker_that_ends_by_itself_tells_how(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 7\n")
