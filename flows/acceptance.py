@@ -14,9 +14,8 @@ from flows.planning.code import CodeNow
 from flows.planning.model import Action
 from flows.planning.planner import make_plan, open_repo, pipeline_stages, select
 from flows.preparation import refresh
-from flows.settings import STATE
+from flows.workspace_lock import hold_workspace
 from prefloop.errors import ConfigError
-from tasks.support.locks import held
 from tasks.support.runs import git_state
 
 REASONS = Path("accepted.jsonl")
@@ -37,7 +36,7 @@ def accept(root: Path, target: str, why: str) -> dict[str, list[str]]:
     """
     if not why.strip():
         raise ConfigError("a reason is needed", 'prefloop accept STAGE --why "..."')
-    with held(root / STATE / "locks" / "workspace.lock", f"the workspace {root.absolute()}"):
+    with hold_workspace(root, "prefloop accept"):
         repo = open_repo(root)
         refresh(root, repo)
         plan = make_plan(repo, [target], interrupted=unfinished(root))

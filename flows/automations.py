@@ -27,6 +27,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
+from flows.settings import SKIPPED
 from prefloop.errors import ConfigError, PrefloopError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ SILENCE = timedelta(seconds=600)
 LABELLED = "prefloop.batch.labelled"
 CHANGED = "prefloop.data.changed"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+_ENDS = ("Completed", SKIPPED, "Cached", "RolledBack", "Failed", "TimedOut", "Cancelled", "Crashed")
+ENDS = {f"prefect.flow-run.{state}" for state in _ENDS}
 # Whatever a name or message holds, the payload stays JSON.
 PAYLOAD = (
     '{"run": {{ flow_run.name | tojson }}, "flow": {{ flow.name | tojson }}, '
@@ -84,7 +86,7 @@ def failed_runs(webhook: UUID) -> AutomationCore:
         name="prefloop failed runs",
         description="Each failed or crashed flow run is told to a webhook.",
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            expect={f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed")},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related={"prefect.resource.role": "flow", "prefect.resource.name": "prefloop*"},
             for_each={"prefect.resource.id"},

@@ -25,9 +25,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.parameters_for_a_run import Number, parameters_for_a_run
-from flows.settings import STATE, child_environment
-from flows.supervision import live_run
-from prefloop.errors import ConfigError, WorkspaceError
+from flows.settings import SKIPPED, STATE, child_environment
+from flows.workspace_lock import live_run
+from prefloop.errors import ConfigError, PrefloopError, WorkspaceError
 from tasks.support.process import lifeline
 
 WORKSPACE = "PREFLOOP_WORKSPACE"
@@ -80,21 +80,41 @@ def _run(
     *,
     force: bool,
 ) -> State:
-    logger = get_run_logger()
-    root = workspace()
-    wait_until_free(root, wait_hours * 3600, logger.info)
+    say = get_run_logger().info
     options = [f"--jobs={jobs}", *([f"--on={pool}"] if pool else []), *(["--force"] if force else [])]
     # Behind `--` a stage is never taken for an option.
     command = [sys.executable, "-m", "flows.cli.main", "run", "--yes", "--json", *options, "--", *stages]
-    with parameters_for_a_run(root, changes, logger.info):
-        status, lines, values = _to_its_end(root, command, logger.info)
+    try:
+        status, lines, values = _when_free(workspace(), command, changes, wait_hours * 3600, say)
+    except PrefloopError as error:
+        return Failed(message=f"exit code {error.exit_code}\n{error}")
     if status:
         return Failed(message="\n".join([f"exit code {status}", *lines[-LAST_LINES:]]))
     outcomes = list(values["stages"].values())
     done = len(outcomes) - outcomes.count("skipped")
     if not done:
-        return Completed(name="Skipped", message=f"nothing changed: {len(outcomes)} stages are up to date")
+        return Completed(name=SKIPPED, message=f"nothing changed: {len(outcomes)} stages are up to date")
     return Completed(message=f"{done} of {len(outcomes)} stages had work to do")
+
+
+def _when_free(
+    root: Path,
+    command: Sequence[str],
+    changes: Mapping[str, Number],
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[int, list[str], Mapping[str, Any]]:
+    """What `_to_its_end` gives, once the workspace is free. Who was quicker by a moment is waited for."""
+    deadline = time.monotonic() + seconds
+    tried_again = False
+    while True:
+        wait_until_free(root, max(0.0, deadline - time.monotonic()), say)
+        with parameters_for_a_run(root, changes, say):
+            ended = _to_its_end(root, command, say)
+        live = live_run(root) is not None
+        if ended[0] != WorkspaceError.exit_code or (tried_again and not live):
+            return ended
+        tried_again = True
 
 
 def workspace() -> Path:
@@ -107,7 +127,7 @@ def workspace() -> Path:
     if not named:
         raise ConfigError(
             f"the worker does not know its workspace: {WORKSPACE} is not set",
-            f"{WORKSPACE}=/path/to/workspace prefect worker start --pool workspace",
+            f"{WORKSPACE}=/path/to/workspace bash infra/worker.sh workspace",
         )
     root = Path(named).absolute()
     if not (root / "dvc.yaml").exists():
@@ -127,11 +147,12 @@ def wait_until_free(
     said: tuple[int, str] | None = None
     while (live := live_run(root)) is not None:
         if live != said:
-            say(f"run {live[1]} is live in {root} (pid {live[0]}): waiting until it ends")
+            say(f"{live[1]} is live in {root} (pid {live[0]}): waiting until it ends")
             said = live
         if time.monotonic() > deadline:
             raise WorkspaceError(
-                f"run {live[1]} is still live in {root} (pid {live[0]})", "wait until it ends, or end it"
+                f"{live[1]} is still live in {root} (pid {live[0]})",
+                "wait until it ends, or end it",
             )
         time.sleep(poll)
 

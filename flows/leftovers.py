@@ -79,6 +79,12 @@ def unfinished(root: Path) -> set[str]:
     return {path.read_text(encoding="utf-8") for path in (root / STATE / "unfinished").glob("*")}
 
 
+def in_hand(root: Path) -> set[str]:
+    """Stages that a process works at now, here; as their locks are named."""
+    locks = (root / STATE / "locks").glob("*.lock")
+    return {lock.stem for lock in locks if lock.stem != "workspace" and holder(lock) is not None}
+
+
 def settle(root: Path, up_to_date: Iterable[str]) -> None:
     """Takes back the marks of stages that are up to date: their run was cut off after DVC had recorded them.
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 STATE = Path(".prefloop")
+SKIPPED = "Skipped"
+"""State of a deployment's flow run that had nothing to do; Prefect's event of its end has that name."""
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",

@@ -13,8 +13,8 @@ from pathlib import Path
 from flows.leftovers import end_leftovers
 from flows.settings import STATE, child_environment
 from flows.warm_child import WarmChild, WarmStarts
+from flows.workspace_lock import hold_workspace
 from prefloop.files import write_json
-from tasks.support.locks import held, holder
 from tasks.support.process import end_group, identify, lifeline, watch_parent
 
 GRACE_SECONDS = 30.0
@@ -200,9 +200,7 @@ def supervise(root: Path, pipeline: str, say: Callable[[str], None]) -> Iterator
         WorkspaceError: another run is live in this workspace.
     """
     with ExitStack() as stack:
-        stack.enter_context(
-            held(root / STATE / "locks" / "workspace.lock", f"the workspace {root.absolute()}")
-        )
+        stack.enter_context(hold_workspace(root, pipeline))
         end_leftovers(root)
         variables = stack.enter_context(lifeline(root / STATE / "lifeline"))
         supervisor = Supervisor(root, pipeline, variables, say)
@@ -228,9 +226,3 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def live_run(root: Path) -> tuple[int, str] | None:
-    """Pid and pipeline of the run that holds the workspace; None when it is free."""
-    found = holder(root / STATE / "locks" / "workspace.lock")
-    return (found.process.pid, found.pipeline) if found and found.process else None

@@ -9,25 +9,37 @@
 # PREFLOOP_WORKSPACES: how many workers, each with a workspace of its own, share the pool `workspace`; 1 if unset.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${PREFECT_API_URL:?set it to the API of the Prefect server, http://127.0.0.1:4200/api for example}"
-python=${PYTHON:-python}
+. infra/python.sh
+need_server
 workspaces=${PREFLOOP_WORKSPACES:-1}
 case "$workspaces" in
     *[!0-9]* | 0*) echo "PREFLOOP_WORKSPACES is a number from 1, not $workspaces" >&2; exit 2 ;;
 esac
 
+"$PYTHON" -c 'import sys; from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client: sys.exit(client.api_healthcheck() is not None)' || {
+    echo "setup.sh: no Prefect server answers at ${PREFECT_API_URL:-the address in its profile}: start it, or mend the address" >&2
+    exit 7
+}
+
 pool() {  # NAME: a pool of worker processes; one that is there stays as it is, a Kubernetes pool too
-    "$python" -m prefect --no-prompt work-pool inspect "$1" >/dev/null 2>&1 ||
-        "$python" -m prefect --no-prompt work-pool create "$1" --type process
+    "$PYTHON" -m prefect --no-prompt work-pool inspect "$1" >/dev/null 2>&1 ||
+        "$PYTHON" -m prefect --no-prompt work-pool create "$1" --type process
 }
 
 pool workspace
-"$python" -m prefect --no-prompt work-pool set-concurrency-limit workspace "$workspaces"
+"$PYTHON" -m prefect --no-prompt work-pool set-concurrency-limit workspace "$workspaces"
 pool prefloop
 deployments=$(mktemp)
-trap 'rm -f "$deployments"' EXIT
+trap 'rm -f "$deployments" "$deployments.said"' EXIT
 sed "s/^\( *\)limit: 1$/\1limit: $workspaces/" infra/prefect.yaml >"$deployments"
-"$python" -m prefect --no-prompt deploy --prefect-file "$deployments" --all
+# What Prefect says there leads to a bare worker, which does not end well.
+"$PYTHON" -m prefect --no-prompt deploy --prefect-file "$deployments" --all >"$deployments.said" 2>&1 || {
+    cat "$deployments.said" >&2
+    exit 1
+}
+sed -n "s/^ *- name: /deployment /p" infra/prefect.yaml
 read -ra gpus <<<"${PREFLOOP_POOL_GPUS:-}"
-[ "${#gpus[@]}" -eq 0 ] || "$python" -m flows.workers.limits "${gpus[@]}"
-"$python" -m flows.automations
+[ "${#gpus[@]}" -eq 0 ] || "$PYTHON" -m flows.workers.limits "${gpus[@]}"
+"$PYTHON" -m flows.automations
+echo "a worker that takes the deployments: PREFLOOP_WORKSPACE=/path/to/your/clone bash infra/worker.sh workspace"

@@ -6,12 +6,18 @@
 # stage stop after a step with a checkpoint and says that it crashed, so that its place is free at once.
 set -euo pipefail
 pool=${1:?usage: bash infra/worker.sh POOL [NAME]}
+. "$(dirname "$0")/python.sh"
+need_server
+if [ "$pool" = workspace ] && [ -z "${PREFLOOP_WORKSPACE:-}" ]; then
+    export PREFLOOP_WORKSPACE=$PWD
+    [ -e dvc.yaml ] || { echo "worker.sh: PREFLOOP_WORKSPACE names no clone, and $PWD is none" >&2; exit 2; }
+fi
 export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} # Prefect's 10 are added to every stage of a run
 # What an attempt that was killed with this worker had told MLflow, and nobody delivered.
 if compgen -G "${PREFLOOP_WORKER_FOLDER:-${HOME:-}/.prefloop/workers}/*/*/.prefloop/spool/*.jsonl" > /dev/null; then
-    "${PYTHON:-python}" -m flows.workers.deliveries || true
+    "$PYTHON" -m flows.workers.deliveries || true
 fi
-"${PYTHON:-python}" -m prefect worker start --pool "$pool" --type process --limit 1 ${2:+--name "$2"} &
+"$PYTHON" -m prefect worker start --pool "$pool" --type process --limit 1 ${2:+--name "$2"} &
 worker=$!
 
 leave() {

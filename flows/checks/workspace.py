@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 
 from flows.checks.check import Check, broken, listed, note, ok
-from flows.leftovers import unfinished
+from flows.leftovers import in_hand, unfinished
 from flows.settings import STATE
 from prefloop.config.params import load_params
 from prefloop.errors import ConfigError
 from tasks.support.locks import held, holder
+from tasks.support.workspace import slug
 
 GIB = 1 << 30
 LEAST_DISK_GIB, GOOD_DISK_GIB = 1, 5
@@ -110,9 +111,10 @@ def locks(root: Path) -> Iterator[Check]:
 
 def cut_off(root: Path) -> Check:
     """Stages that were cut off; the next run continues them."""
-    stages = unfinished(root)
-    if stages:
-        return note("cut off", listed(stages), "prefloop run continues from the last checkpoint")
+    at = in_hand(root)
+    if stages := {stage for stage in unfinished(root) if slug(stage) not in at}:
+        remedy = "prefloop run with the same parameters goes on from the last checkpoint"
+        return note("cut off", listed(stages), remedy)
     return ok("cut off", "nothing")
 
 

@@ -27,7 +27,7 @@ def command(
     from flows.planning import show
     from flows.planning.planner import make_plan, open_repo
     from flows.preparation import refresh
-    from flows.supervision import live_run
+    from flows.workspace_lock import live_run
     from prefloop.config.params import load_params
 
     load_params(root / "params.yaml")

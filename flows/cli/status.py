@@ -17,13 +17,13 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
     """Say whether a run is live, what is up to date, what the latest run cost, how the policies compare."""
     from flows import settings
     from flows.cli.output import say
-    from flows.leftovers import unfinished
+    from flows.leftovers import in_hand, unfinished
     from flows.planning.planner import make_plan, open_repo
     from flows.planning.show import as_json as plan_values
     from flows.planning.show import cost_words, summary
     from flows.preparation import refresh
     from flows.summary import REPORT, evaluation, policy_table
-    from flows.supervision import live_run
+    from flows.workspace_lock import live_run
     from tasks.support.records import local_records
     from tasks.support.spool import waiting
 
@@ -37,7 +37,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
     latest = next(reversed(local_records()), None)
     if as_json:
         values: dict[str, Any] = {
-            "live_run": {"pid": live[0], "id": live[1]} if live else None,
+            "live_run": {"pid": live[0], "id": live[1], "stages": sorted(in_hand(root))} if live else None,
             "unfinished": sorted(unfinished(root)),
             "stages": plan_values(plan),
             "policies": evaluation(root).get("policies", {}),
@@ -47,9 +47,11 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="JSON instead o
         }
         print(json.dumps(values, indent=2))
         return
-    say(f"run {live[1]} is live (pid {live[0]})" if live else "no run is live")
+    at = in_hand(root)
+    words = f": {', '.join(sorted(at))}" if at else ""
+    say(f"{live[1]} is live (pid {live[0]}){words}" if live else "no run is live")
     if cut_off := unfinished(root) if live is None else set():
-        say(f"cut off or failed, to be continued by the next run: {', '.join(sorted(cut_off))}")
+        say(f"cut off or failed: {', '.join(sorted(cut_off))}; the next run with the same parameters goes on")
     say(summary(plan))
     if latest and latest.get("cost"):
         took = cost_words(latest["cost"])

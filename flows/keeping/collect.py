@@ -22,6 +22,7 @@ from flows.planning.planner import open_repo
 from flows.preparation import refresh
 from flows.settings import STATE
 from flows.storage import StorageAway
+from flows.workspace_lock import hold_workspace
 from prefloop.errors import WorkspaceError
 from tasks.support.locks import held, holder
 from tasks.support.mlflow_store import StoreAway, reached, read_config
@@ -44,7 +45,7 @@ def at_rest(root: Path) -> Iterator[None]:
         )
     with ExitStack() as stack:
         locks = root / STATE / "locks"
-        stack.enter_context(held(locks / "workspace.lock", f"the workspace {root.absolute()}"))
+        stack.enter_context(hold_workspace(root, "prefloop gc"))
         for lock in sorted(locks.glob("*.lock")):
             found = holder(lock) if lock.stem != "workspace" else None
             if found is not None:

@@ -13,7 +13,6 @@ from typing import Final
 from flows import settings
 from flows.planning.planner import open_repo
 from flows.settings import STATE
-from flows.supervision import live_run
 from flows.watching.bucket import Bucket
 from flows.watching.bucket_feed import BucketFeed
 from flows.watching.debounce import Debounce
@@ -24,6 +23,7 @@ from flows.watching.options import Options
 from flows.watching.runs import BUSY, Runs
 from flows.watching.sources import Sources
 from flows.watching.voice import Voice
+from flows.workspace_lock import hold_workspace, live_run
 from prefloop.errors import PrefloopError, WorkspaceError
 from tasks.support.locks import held
 from tasks.support.process import lifeline, watch_parent
@@ -146,9 +146,7 @@ class Watch:
             self._fetch_pointers()
             whole = self._incoming.whole(now)
             if whole:
-                with held(
-                    self._root / STATE / "locks/workspace.lock", f"the workspace {self._root.absolute()}"
-                ):
+                with hold_workspace(self._root, "prefloop watch"):
                     self._incoming.take(whole)
             self._seen_sources, self._dirty = self._sources.look(), False
             self._memory.pointers = self._sources.pointers()

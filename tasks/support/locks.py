@@ -34,8 +34,12 @@ class Holder:
 
 
 @contextmanager
-def held(path: Path | str, what: str) -> Iterator[None]:
+def held(path: Path | str, what: str, *, name: str = "") -> Iterator[None]:
     """Holds an exclusive lock on `path` for the length of the block; the file names the holder.
+
+    Args:
+        what: is locked, for errors.
+        name: of the holder: a run's id, or a command. By default the run that this process belongs to.
 
     Raises:
         WorkspaceError: another live process holds it.
@@ -50,7 +54,7 @@ def held(path: Path | str, what: str) -> Iterator[None]:
             {
                 "pid": os.getpid(),
                 "started": process.started if process else 0.0,
-                "pipeline": os.environ.get(PIPELINE_ID, ""),
+                "pipeline": name or os.environ.get(PIPELINE_ID, ""),
             },
             handle,
         )
@@ -82,10 +86,11 @@ def _take(handle: IO[str], what: str) -> None:
             return
         except BlockingIOError as error:
             if attempt == _ATTEMPTS - 1:
-                process = _read(handle).process
-                pid = process.pid if process else "unknown"
+                other = _read(handle)
+                pid = other.process.pid if other.process else "unknown"
+                who = other.pipeline or "another process"
                 raise WorkspaceError(
-                    f"{what} is in the hands of another process (pid {pid})",
+                    f"{what} is in the hands of {who} (pid {pid})",
                     f"wait until it ends, or end it: kill {pid}",
                 ) from error
             time.sleep(0.1)

@@ -39,6 +39,8 @@ _TOKEN = re.compile(
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
 )
+_NO_SECRETS = ("PWD", "OLDPWD")
+"""Variables that sound like a password, and hold the folder that a shell is in."""
 _SHORTEST = 8
 """Characters that the value of a variable has at least before it is looked for: shorter ones are words."""
 
@@ -68,5 +70,5 @@ def redact_all(values: Mapping[str, Any]) -> dict[str, str]:
 def _own_secrets() -> Iterator[str]:
     """What this process knows as secrets, such as HF_TOKEN or MLFLOW_TRACKING_PASSWORD."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_KEY.search(name):
+        if len(value) >= _SHORTEST and name not in _NO_SECRETS and _SECRET_KEY.search(name):
             yield value

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from flows.checks import installation, services, workspace
+from flows.leftovers import mark_unfinished
 from tasks.support.locks import held
+from tasks.support.workspace import slug
 
 GONE = 2**22 + 7
 """A pid beyond what the kernel gives out by default."""
@@ -138,6 +140,14 @@ def test_a_live_run_is_named_and_not_disturbed(tmp_path: Path) -> None:
         assert check.found == f"in hand now: sft (pid {os.getpid()})"
     (check,) = workspace.locks(tmp_path)
     assert check.level == "ok"
+
+
+def test_a_stage_that_runs_now_is_not_cut_off(tmp_path: Path) -> None:
+    for stage in ("sft", "ppo@ppo"):
+        mark_unfinished(tmp_path, stage)
+    assert workspace.cut_off(tmp_path).found == "ppo@ppo, sft"
+    with held(tmp_path / f".prefloop/locks/{slug('ppo@ppo')}.lock", "stage ppo@ppo"):
+        assert workspace.cut_off(tmp_path).found == "sft"
 
 
 def test_a_wrong_params_file_is_broken(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed, State
 
 from flows.automations import HEARTBEAT, LABELLED, install, put, webhook_url, zombies
+from flows.settings import SKIPPED
 from prefloop.errors import ConfigError, WorkspaceError
 from tests.infra.conftest import Server
 from tests.waiting import wait_until
@@ -108,20 +109,34 @@ def test_what_somebody_changed_is_brought_back_and_what_was_switched_off_stays_o
 
 @pytest.mark.slow
 def test_a_run_without_heartbeats_is_marked_as_crashed_and_one_that_ended_is_not(client):
+    before = actions(client)
     put(client, zombies(timedelta(seconds=10)))
     try:
-        gone, ended = (start_run(client, "prefloop-run", name) for name in ("gone", "ended"))
+        gone, ended, idle = (start_run(client, "prefloop-run", name) for name in ("gone", "ended", "idle"))
         silent = start_run(client, "prefloop-run", "never sent a heartbeat")
-        for run in (gone, ended):
+        for run in (ended, idle, gone):
             emit(client, HEARTBEAT, f"prefect.flow-run.{run.id}")
         set_state(client, ended, Completed())
+        set_state(client, idle, Completed(name=SKIPPED))
         wait_until(lambda: client.read_flow_run(gone.id).state.is_crashed(), 60)
         assert "no heartbeat for 10 s" in str(client.read_flow_run(gone.id).state.message)
         assert client.read_flow_run(ended.id).state.is_completed()
         assert client.read_flow_run(silent.id).state.is_running(), "nothing is known of it"
         set_state(client, silent, Completed())
+        wait_until(lambda: actions(client)["executed"] > before["executed"], 60)  # written a while later
+        assert actions(client)["failed"] == before["failed"], "what ended is left alone"
     finally:
         put(client, zombies())
+
+
+def actions(client) -> dict[str, int]:
+    """How many actions of automations were executed, and how many failed, as the server wrote it down."""
+
+    def count(end: str) -> int:
+        asked = {"filter": {"event": {"name": [f"prefect.automation.action.{end}"]}}}
+        return int(client._client.post("/events/filter", json=asked).json()["total"])
+
+    return {end: count(end) for end in ("executed", "failed")}
 
 
 @pytest.mark.slow

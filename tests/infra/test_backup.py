@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,47 @@ def test_what_was_saved_comes_back_and_a_damaged_backup_changes_nothing(postgres
 def test_a_database_that_does_not_answer_leaves_no_backup_that_looks_whole(postgres, tmp_path):
     script("backup.sh", str(tmp_path), f"{postgres}/not-there", code=1)
     assert all(path.suffix == ".part" for path in tmp_path.iterdir())
+
+
+def test_one_machine_is_saved_while_it_writes_and_comes_back(tmp_path):
+    database, artifacts = tmp_path / "mlflow.db", tmp_path / "artifacts"
+    (artifacts / "1").mkdir(parents=True)
+    (artifacts / "1/weights").write_text("of ppo")
+    with closing(sqlite3.connect(database, isolation_level=None)) as live:
+        live.execute("PRAGMA journal_mode=wal")
+        live.execute("CREATE TABLE runs (name text)")
+        live.execute("INSERT INTO runs VALUES ('ppo')")
+        live.execute("BEGIN")
+        live.execute("INSERT INTO runs VALUES ('half-way')")
+        said = script("backup.sh", str(tmp_path / "saved"), f"sqlite:///{database}", str(artifacts))
+        live.execute("ROLLBACK")
+        live.execute("DELETE FROM runs")
+    backup = Path(said.strip())
+    assert (backup / "artifacts/1/weights").read_text() == "of ppo"
+    restore = ("restore.sh", str(backup), "mlflow.db", f"sqlite:///{database}")
+    assert "mlflow.db restored" in script(*restore)
+    with closing(sqlite3.connect(database)) as restored:
+        assert restored.execute("SELECT name FROM runs").fetchall() == [("ppo",)]
+
+    (backup / "mlflow.db").write_bytes(b"x")
+    assert "is damaged; nothing was changed" in script(*restore, code=3)
+    (tmp_path / "broken.db").write_text("no database" * 100)
+    said = script("backup.sh", str(tmp_path / "another"), f"sqlite:///{tmp_path}/broken.db", code=1)
+    assert "sqlite.py: file is not a database" in said
+    said = script(
+        "backup.sh", str(tmp_path / "other"), f"sqlite:///{database}", f"sqlite:///{database}", code=2
+    )
+    assert "two are called mlflow.db" in said
+
+
+def test_without_docker_compose_it_says_what_to_name(tmp_path, monkeypatch):
+    programs, backups = tmp_path / "programs", tmp_path / "backups"
+    programs.mkdir()
+    for name in ("bash", "dirname", "date"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    assert "name the databases, sqlite:///FILE or" in script("backup.sh", str(backups), code=2)
+    assert not backups.exists()
 
 
 def test_the_compose_files_databases_keep_each_other_out(postgres, tmp_path):

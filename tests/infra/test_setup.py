@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ import yaml
 from prefect.flows import load_flow_from_entrypoint
 
 from tests.infra.conftest import INFRA, Server
+from tests.ports import free_port
 
 DECLARED = yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
 AUTOMATIONS = {"prefloop zombie runs", "prefloop labelled batch"}
@@ -106,7 +108,10 @@ def test_clones_that_share_a_pool_raise_its_limit_and_those_of_its_deployments(t
 
 
 def test_without_a_server_setup_says_which_variable_is_missing(tmp_path):
-    server = Server("", {"PATH": "/usr/bin:/bin"}, tmp_path)
-    assert "PREFECT_API_URL: set it to the API of the Prefect server" in server.run(
-        "bash", "infra/setup.sh", code=1
-    )
+    server = Server("", {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, tmp_path)
+    said = server.run("bash", "infra/setup.sh", code=2)
+    assert "setup.sh: PREFECT_API_URL is not set: export PREFECT_API_URL=http" in said
+    away = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "PYTHON": sys.executable}
+    said = server.run("bash", "infra/setup.sh", code=7, **away)
+    assert f"no Prefect server answers at {away['PREFECT_API_URL']}: start it" in said
+    assert "Traceback" not in said

@@ -6,6 +6,7 @@ In Prefect's place stands a program that starts one child as its worker starts f
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def test_what_killed_attempts_left_is_delivered_first(tmp_path):
         "PATH": os.environ["PATH"],
         "PYTHON": str(python),
         "PREFLOOP_WORKER_FOLDER": f"{tmp_path}/clones",
+        "PREFECT_API_URL": "http://127.0.0.1:1/api",
     }
     command = ["bash", str(INFRA / "worker.sh"), "gpu"]
     for _ in range(2):
@@ -95,7 +97,7 @@ def test_a_worker_that_ends_by_itself_tells_how(tmp_path):
     python.chmod(0o755)
     done = subprocess.run(
         ["bash", str(INFRA / "worker.sh"), "gpu"],
-        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), "PREFECT_API_URL": "http://127.0.0.1:1/api"},
         check=False,
     )
     assert done.returncode == 7, "what restarts it sees that it failed"
@@ -107,3 +109,39 @@ def test_a_job_without_a_shared_folder_is_refused(tmp_path):
     done = subprocess.run(command, env=variables, cwd=Path(tmp_path), capture_output=True, check=False)
     assert done.returncode
     assert b"PREFLOOP_REMOTE: a bucket, or a folder that the coordinator reaches" in done.stderr
+
+
+def test_a_worker_in_a_new_terminal_says_what_it_lacks_or_finds_it(tmp_path):
+    worker = ["bash", str(INFRA / "worker.sh"), "workspace"]
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def said(code, **more):
+        done = subprocess.run(
+            worker, env={**variables, **more}, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stderr + done.stdout
+
+    assert "worker.sh: PREFECT_API_URL is not set: export PREFECT_API_URL=http" in said(2)
+    url = "http://127.0.0.1:1/api"
+    assert f"PREFLOOP_WORKSPACE names no clone, and {tmp_path} is none" in said(2, PREFECT_API_URL=url)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PREFLOOP_WORKSPACE $*"\n')
+    python.chmod(0o755)
+    (tmp_path / "dvc.yaml").touch()
+    assert f"{tmp_path} -m prefect worker start --pool workspace" in said(
+        0, PREFECT_API_URL=url, PYTHON=str(python)
+    )
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_systemd_takes_the_units(tmp_path):
+    for unit in (INFRA / "systemd").glob("*.service"):
+        text = unit.read_text().replace("%h/prefloop/.venv/bin/prefect", sys.executable)
+        (tmp_path / unit.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--user", *map(str, tmp_path.glob("*.service"))],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

@@ -154,9 +154,7 @@ with held(sys.argv[1], "stage sft"):
     assert found is not None
     assert found.process is not None
     assert (found.process.pid, found.pipeline) == (other.pid, "run-1")
-    with pytest.raises(
-        WorkspaceError, match=f"stage sft is in the hands of another process .pid {other.pid}"
-    ):
+    with pytest.raises(WorkspaceError, match=f"stage sft is in the hands of run-1 .pid {other.pid}"):
         held(path, "stage sft").__enter__()
     other.kill()
     other.wait()

@@ -48,6 +48,14 @@ def test_credentials_inside_values(value, shown):
     assert redact("uri", value) == shown
 
 
+def test_the_folder_of_a_shell_is_no_password(monkeypatch):
+    for name in ("PWD", "OLDPWD"):
+        monkeypatch.setenv(name, "/home/me/prefloop")
+    monkeypatch.setenv("DB_PWD", "hunter2hunter2")
+    assert redact("error", "the workspace /home/me/prefloop") == "the workspace /home/me/prefloop"
+    assert redact("error", "said hunter2hunter2") == f"said {HIDDEN}"
+
+
 @given(
     user=st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
     password=st.from_regex(r"[!-.0-?A-~]{6,20}", fullmatch=True),
