@@ -1,4 +1,6 @@
+#!/usr/bin/env bash
 # Sourced by the scripts beside it: which Python they run, and that they know a Prefect server.
+set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ -z "${PYTHON:-}" ]; then  # a new terminal has not activated the clone's environment
     PYTHON=python
