@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -90,7 +91,7 @@ def verdict(decision: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested keys as dotted names with their values as text."""
+    """Nested keys as dotted names with their values as params.yaml writes them: true, ["a", "b"], null."""
     pairs: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -99,5 +100,5 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, float):
             pairs.append((name, f"{value:.6g}"))
         else:
-            pairs.append((name, str(value)))
+            pairs.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return pairs

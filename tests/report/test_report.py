@@ -290,4 +290,6 @@ class TestCharts:
 
 
 def test_settings_become_dotted_names():
-    assert flat({"a": {"b": 1.0, "c": [1]}, "d": None}) == [("a.b", "1"), ("a.c", "[1]"), ("d", "None")]
+    nested = {"a": {"b": 1.0, "c": ["x", 1]}, "d": None, "e": True, "f": "x"}
+    words = {"a.b": "1", "a.c": '["x", 1]', "d": "null", "e": "true", "f": "x"}
+    assert dict(flat(nested)) == words
