@@ -378,7 +378,7 @@ def test_a_kill_while_the_database_is_made_leaves_none(tracked):
     assert not draft.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_a_server_killed_meanwhile_gets_every_event_once_it_is_back(tracked):
     database = f"sqlite:///{local_folder().absolute() / 'mlflow.db'}"
     server = MlflowServer(tracked / "server", database)
