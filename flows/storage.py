@@ -158,11 +158,11 @@ class Storage:
         files, root = self._open()
         with answering(self.place):
             found = files.cat([f"{root}/{name}" for name in names], on_error="return") if names else {}
-            missing = [path for path, content in found.items() if isinstance(content, FileNotFoundError)]
-            for error in (content for content in found.values() if isinstance(content, Exception)):
-                if not isinstance(error, FileNotFoundError):
-                    raise error
-        return {path[len(root) + 1 :]: found[path] for path in found if path not in missing}
+            for content in found.values():
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+        contents = {path: content for path, content in found.items() if isinstance(content, bytes)}
+        return {path[len(root) + 1 :]: content for path, content in contents.items()}
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Name -> size (bytes) of every file below a folder; empty where there is none.

@@ -103,8 +103,9 @@ class Cache:
         return found
 
     def remove(self, needed: Collection[str]) -> None:
-        """Removes the rest."""
-        self._shelf.remove([e.stored.name for e in self.entries if _is_useless(e, needed)], needed)
+        """Removes the rest of what was looked at."""
+        entries = [entry.stored.name for entry in self.entries if _is_useless(entry, needed)]
+        self._shelf.remove(entries, {name for name in self.objects if name not in needed})
 
     def _records(self, hashes: Collection[str]) -> dict[str, Mapping[str, Any]]:
         small = [name for name in hashes if name in self.objects and self.objects[name].size <= _RECORD_BYTES]

@@ -57,11 +57,7 @@ class ExchangeSweep:
         def kept(name: str) -> str:
             if name.split("/")[1] in keys:
                 return "its stage would go on from it"
-            return (
-                ""
-                if settled
-                else "what some stage reads is not up to date: who would go on from it shows later"
-            )
+            return "" if settled else "a stage reads what is not up to date: who goes on from it shows later"
 
         return [*found, *self._aged(checkpoints.FOLDER, "checkpoint", kept, "its stage has another key now")]
 

@@ -45,8 +45,11 @@ class Shelf(Protocol):
     def read(self, hashes: Collection[str]) -> dict[str, bytes]:
         """Objects by hash; those that are not there are left out."""
 
-    def remove(self, entries: Collection[str], needed: Collection[str]) -> None:
-        """Removes entries first, since one without its objects serves nobody; then all but the needed."""
+    def remove(self, entries: Collection[str], objects: Collection[str]) -> None:
+        """Removes entries first, since one without its objects serves nobody; then objects.
+
+        What came since they were looked at stays, since nobody judged it.
+        """
 
 
 class LocalShelf:
@@ -75,7 +78,7 @@ class LocalShelf:
         }
         return {name: path.read_bytes() for name, path in paths.items()}
 
-    def remove(self, entries: Collection[str], needed: Collection[str]) -> None:
+    def remove(self, entries: Collection[str], objects: Collection[str]) -> None:
         from dvc_data.hashfile.gc import gc
         from dvc_data.hashfile.hash_info import HashInfo
 
@@ -86,8 +89,8 @@ class LocalShelf:
             for folder in (path.parent, path.parent.parent):
                 if not any(folder.iterdir()):
                     folder.rmdir()
-        used = [HashInfo(name, value) for value in needed for name in _NAMES]
         for odb in self._odbs:
+            used = [HashInfo(name, value) for value in odb.all() if value not in objects for name in _NAMES]
             gc(odb, used)
 
 
@@ -116,12 +119,11 @@ class RemoteShelf:
         names = {self._path(name): name for name in hashes}
         return {names[path]: content for path, content in self._read(names)}
 
-    def remove(self, entries: Collection[str], needed: Collection[str]) -> None:
-        lost = [stored.name for stored in self.objects() if stored.name not in needed]
-        lost.sort(key=lambda name: not name.endswith(".dir"))  # a folder's listing before what it lists
+    def remove(self, entries: Collection[str], objects: Collection[str]) -> None:
+        listings_first = sorted(objects, key=lambda name: not name.endswith(".dir"))
         for names in _batches([f"{self._folder}/{name}" for name in entries]):
             self._storage.remove_all(names)
-        for names in _batches([self._path(name) for name in lost]):
+        for names in _batches([self._path(name) for name in listings_first]):
             self._storage.remove_all(names)
 
     def _path(self, name: str) -> str:

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+from flows.keeping.collect import Sweep, at_rest
+from flows.keeping.model import Category
 from flows.storage import Storage
 from flows.workers.exchange import dvc, open_exchange
 from prefloop.errors import WorkspaceError
@@ -86,6 +88,17 @@ def test_an_exchange_that_others_may_use_is_left_alone_until_told(history, monke
     assert names(left) == before
     found = gc(only="exchange", shared_cache=True)["exchange"]
     assert len(going(found, "object")) == 7
+
+
+def test_what_comes_while_it_collects_stays(history):
+    left = exchanged(history)
+    with at_rest(history.root):
+        sweep = Sweep(history.root, (Category.EXCHANGE,), 0.0)
+        left.write("data/files/md5/00/new", b"of a worker that is quicker")
+        left.write("data/runs/ab/abc/new", b"outs: []")
+        left.write("results/new.json", b"{}")
+        sweep.remove()
+    assert {"data/files/md5/00/new", "data/runs/ab/abc/new", "results/new.json"} <= names(left)
 
 
 def test_a_damaged_listing_stops_it_before_anything_goes(history):
