@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 KEPT = ("models/", "data/", "metrics/", "plots/", "reports/looks/")
 """Outputs that follow from the inputs alone."""
-SIZES = {**TINY, "sft.steps": 120, "dpo.steps": 1200, "compute.checkpoint_seconds": 0.2}
+SIZES = {**TINY, "sft.steps": 120, "dpo.steps": 2400, "compute.checkpoint_seconds": 0.5}
 """Enough steps that SFT can be lost in mid-stage, and that DPO still trains when PPO begins."""
 SETTINGS = [word for key, value in SIZES.items() for word in ("--set", f"{key}={value}")]
 
