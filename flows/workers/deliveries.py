@@ -44,7 +44,7 @@ def deliver(clone: Path, say: Callable[[str], None], *, hurried: bool = False) -
     beside it. A server that is away is told of, and fails nothing.
 
     Args:
-        hurried: the attempt was asked to end, and is not given long.
+        hurried: somebody waits, or the attempt was asked to end: a server that is away is asked once.
     """
     if not server_named(clone):
         return
@@ -65,7 +65,7 @@ def deliver_left(folder: Path, say: Callable[[str], None]) -> None:
     for workspace in sorted(folder.glob("*/")):
         idle = [path.parent for path in sorted(workspace.glob("*/params.yaml")) if not _works(path.parent)]
         if idle:
-            deliver(idle[0], say)
+            deliver(idle[0], say, hurried=True)  # the worker waits for it
 
 
 def send_home(storage: Storage, clone: Path, flow_run: str) -> list[Path]:
