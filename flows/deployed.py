@@ -111,8 +111,7 @@ def _when_free(
         wait_until_free(root, max(0.0, deadline - time.monotonic()), say)
         with parameters_for_a_run(root, changes, say):
             ended = _to_its_end(root, command, say)
-        live = live_run(root) is not None
-        if ended[0] != WorkspaceError.exit_code or (tried_again and not live):
+        if ended[0] != WorkspaceError.exit_code or (tried_again and live_run(root) is None):
             return ended
         tried_again = True
 

@@ -12,7 +12,7 @@ if [ "$pool" = workspace ] && [ -z "${PREFLOOP_WORKSPACE:-}" ]; then
     export PREFLOOP_WORKSPACE=$PWD
     [ -e dvc.yaml ] || { echo "worker.sh: PREFLOOP_WORKSPACE names no clone, and $PWD is none" >&2; exit 2; }
 fi
-export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} # Prefect's 10 are added to every stage of a run
+export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} # Prefect waits up to 10 before each stage
 # What an attempt that was killed with this worker had told MLflow, and nobody delivered.
 if compgen -G "${PREFLOOP_WORKER_FOLDER:-${HOME:-}/.prefloop/workers}/*/*/.prefloop/spool/*.jsonl" > /dev/null; then
     "$PYTHON" -m flows.workers.deliveries || true

@@ -78,7 +78,6 @@ class Sweep:
         self._shared_cache = shared_cache
         self._paths: dict[Category, list[Path]] = {}
         self._expired: list[Judged] = []
-        self._needed: dict[str, str] = {}
         self._exchange: exchange.ExchangeSweep | None = None
         look: dict[Category, Callable[[], Found]] = {
             Category.SCRATCH: lambda: self._files(
@@ -101,7 +100,7 @@ class Sweep:
                 continue
             if found.category is Category.CACHE:
                 with self._repo.lock:
-                    self._needs.cache.remove(self._needed)
+                    self._needs.cache.remove(self._needs.here)
             if found.category is Category.EXCHANGE and self._exchange:
                 self._exchange.remove()
             if found.category is Category.RUNS and self._expired:
@@ -121,9 +120,7 @@ class Sweep:
     def _cache(self) -> Found:
         if why := self._must_stay(cache.shared_with(self._repo)):
             return Found(Category.CACHE, blocked=why)
-        needs = self._needs
-        self._needed = needs.cache.needed(needs.references, needs.keys, needs.since)
-        return Found(Category.CACHE, tuple(needs.cache.items(self._needed, Category.CACHE)))
+        return Found(Category.CACHE, tuple(self._needs.cache.items(self._needs.here, Category.CACHE)))
 
     def _of_workers(self) -> Found:
         if not has_remote(self._root):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from flows.keeping.cache import Cache
@@ -38,8 +39,7 @@ class ExchangeSweep:
             StoreAway: what registered models need cannot be asked.
         """
         needs = self._needs
-        here = needs.cache.needed(needs.references, needs.keys, needs.since)
-        self._needed = {**here, **self._remote.needed(needs.references, needs.keys, needs.since)}
+        self._needed = {**needs.here, **self._remote.needed(needs.references, needs.keys, needs.since)}
         return [*self._remote.items(self._needed, Category.EXCHANGE), *self._others()]
 
     def remove(self) -> None:
@@ -48,27 +48,33 @@ class ExchangeSweep:
         self._remote.remove(self._needed)
 
     def _others(self) -> list[Item]:
-        found = [
-            *self._aged("code", "code", lambda _: "", "a run publishes it anew"),
-            *self._aged("results", "result", lambda _: "", "its run took it"),
+        return [
+            *self._aged("code", "code", "a run publishes it anew"),
+            *self._aged("results", "result", "its run took it"),
+            *self._aged(checkpoints.FOLDER, "checkpoint", "its stage has another key now"),
         ]
-        settled, keys = settled_keys(self._root, self._needs.repo)
 
-        def kept(name: str) -> str:
-            if name.split("/")[1] in keys:
-                return "its stage would go on from it"
-            return "" if settled else "a stage reads what is not up to date: who goes on from it shows later"
-
-        return [*found, *self._aged(checkpoints.FOLDER, "checkpoint", kept, "its stage has another key now")]
-
-    def _aged(self, folder: str, kind: str, kept: Callable[[str], str], why: str) -> list[Item]:
+    def _aged(self, folder: str, kind: str, why: str) -> list[Item]:
         found = []
         for name, (size, changed) in self._storage.listing(folder).items():
-            reason = kept(name) or ("too young" if changed >= self._needs.since else "")
+            reason = "too young" if changed >= self._needs.since else ""
+            if not reason and kind == "checkpoint":
+                reason = self._goes_on(name.split("/")[1])
             found.append(Item(Category.EXCHANGE, kind, name, size, not reason, reason or why))
             if not reason:
                 self._files.append(name)
         return found
+
+    def _goes_on(self, key: str) -> str:
+        """Why a stage may go on from checkpoints of this key; "" where none would."""
+        settled, keys = self._settled_keys
+        if key in keys:
+            return "its stage would go on from it"
+        return "" if settled else "a stage reads what is not up to date: who goes on from it shows later"
+
+    @cached_property
+    def _settled_keys(self) -> tuple[bool, set[str]]:
+        return settled_keys(self._root, self._needs.repo)
 
 
 def shared_with() -> str:

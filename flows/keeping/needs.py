@@ -42,6 +42,15 @@ class Needs:
         return Cache(LocalShelf(self.repo))
 
     @cached_property
+    def here(self) -> dict[str, str]:
+        """Hash -> what needs that object, as far as the cache here tells.
+
+        Raises:
+            StoreAway: the store cannot be asked.
+        """
+        return self.cache.needed(self.references, self.keys, self.since)
+
+    @cached_property
     def references(self) -> References:
         """What git names in the cache."""
         return find_references(self.root)

@@ -25,7 +25,7 @@ from flows.workers.checkpoints import SharedCheckpoints
 from flows.workers.code import fetch_code
 from flows.workers.data import bring_home, produced_inputs, push
 from flows.workers.deliveries import deliver, remove, send_home, server_named
-from flows.workers.exchange import Exchange, tell_dvc, write_lock
+from flows.workers.exchange import DATA, Exchange, tell_dvc, write_lock
 from flows.workers.folder import clone_folder
 from flows.workers.trust import check_job
 from tasks.support.code import all_code
@@ -112,9 +112,9 @@ def _push(clone: Path, stage: str, shared: Exchange) -> None:
     repo = open_repo(clone)
     outs = [out for found in pipeline_stages(repo) if found.name == stage for out in found.outs]
     push(repo, [out for out in outs if out.use_cache])
-    cache, there = Path(repo.cache.local_cache_dir), shared.storage.sizes("data/runs")
+    cache, there = Path(repo.cache.local_cache_dir), shared.storage.sizes(f"{DATA}/runs")
     for path in (cache / "runs").glob("*/*/*"):
-        name = f"data/{path.relative_to(cache).as_posix()}"
+        name = f"{DATA}/{path.relative_to(cache).as_posix()}"
         if name not in there:
             shared.storage.put(path, name)
 
