@@ -2,13 +2,14 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are draws, caches, steps, prompts, rows, block, norms, logits, bf16 and memory; all of them by default.
-Those of bf16 are left out on a processor that is slow at it.
+Parts are those of `PARTS`; all of them by default. bf16 and products are left out on a processor that is slow
+at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
-less. Lines marked "dropped" were tried and are not used. See also benchmarks/shared_prompt.py and
-benchmarks/length_groups.py.
+less; threads that wait for each other are timed on the wall. Lines marked "dropped" were tried and are not
+used, "a setting" is used where the user asks for it. See also benchmarks/shared_prompt.py,
+benchmarks/length_groups.py and benchmarks/startup.py.
 """
 
 from __future__ import annotations
@@ -17,20 +18,75 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import tasks  # noqa: F401  (how a stage's threads wait, before torch is imported)
-from benchmarks.gains.generation import caches, draws
-from benchmarks.gains.training import end_to_end, in_bf16, last_block, logits, memory, norms, prompts, steps
+from benchmarks.gains import generation, models, processes, training, untaken
+from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
-from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES
+from benchmarks.timing.sizes import CPU_LENGTHS, CPU_SIZES, Lengths
 from prefloop.config.compute import ComputeConfig
 from prefloop.models.loading import load_policy
 from prefloop.training.environment import apply, resolve
 
-PARTS = ("draws", "caches", "steps", "prompts", "rows", "block", "norms", "logits", "bf16", "memory")
+Step = Callable[[str, Any, Any, Lengths, int], Iterator[Gain]]
+SIZES = ("1m", "7m")
+LENGTHS = tuple(CPU_LENGTHS)
+GENERATION = {"caches": generation.caches, "leaving": generation.leaving}
+"""Of sampling, with short rows at 1m."""
+STEPS: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
+    "rows": (training.end_to_end, SIZES, LENGTHS),
+    "block": (training.last_block, SIZES, LENGTHS),
+    "norms": (training.norms, SIZES, ("short",)),
+    "head": (training.head, SIZES, ("short",)),
+    "adamw": (training.fused, SIZES, ("short",)),
+    "logits": (training.logits, ("7m",), LENGTHS),
+    "recomputed": (untaken.recomputed, SIZES, ("short",)),
+    "beforehand": (untaken.beforehand, SIZES, ("short",)),
+    "halves": (untaken.halves, SIZES, ("short",)),
+}
+"""Of a training's step: what is timed, of which sizes, with which rows."""
+BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
+    "bf16": (training.in_bf16, SIZES, LENGTHS),
+    "products": (untaken.written_out, SIZES, LENGTHS),
+}
+"""Likewise, where the processor is fast at bf16."""
+MODELS = {"reference": models.reference, "critic": models.critic}
+"""With short rows at 7m."""
+PARTS = ("draws", *GENERATION, "steps", "prompts", *STEPS, *BF16, *MODELS, "memory", "spinning")
+
+
+def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """What the parts that were asked for gain, one after the other."""
+    steps = {**STEPS, **(BF16 if resolve(ComputeConfig(device="cpu")).precision == "bf16" else {})}
+    if "draws" in parts:
+        yield from generation.draws(rounds)
+    for name, lengths in product(SIZES, CPU_LENGTHS.values()):
+        made = material.make(folder / name / lengths.name, CPU_SIZES[name], lengths, 1024)
+        model, tokenizer = load_policy(made.policy)
+        short = lengths.name == "short"
+        for part, sampled in GENERATION.items() if short and name == "1m" else ():
+            if part in parts:
+                yield from sampled(model, tokenizer, made.conversations, rounds)
+        if "steps" in parts and short:
+            yield from training.steps(name, model, tokenizer, rounds)
+        for part, (step, sizes, rows) in steps.items():
+            if part in parts and name in sizes and lengths.name in rows:
+                yield from step(name, model, tokenizer, lengths, rounds)
+        for part, beside in MODELS.items() if short and name == "7m" else ():
+            if part in parts:
+                yield from beside(name, model, tokenizer, made, lengths, rounds)
+        if "memory" in parts and short:
+            yield from processes.memory(name, made.policy, threads, rounds)
+        if "spinning" in parts and short:
+            yield from processes.spinning(name, made.policy, rounds)
+        for completions in (2, 4) if "prompts" in parts else ():
+            yield from training.prompts(name, model, tokenizer, lengths, completions, rounds)
 
 
 def main() -> None:
@@ -43,43 +99,22 @@ def main() -> None:
     asked = parser.parse_args()
     environment = resolve(ComputeConfig(device="cpu", precision="fp32"))
     apply(environment, asked.threads)
-    parts = asked.parts or PARTS
-    if unknown := set(parts) - set(PARTS):
+    if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    gains = list(draws(asked.rounds)) if "draws" in parts else []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("1m", "7m"):
-            for lengths in CPU_LENGTHS.values():
-                made = material.make(Path(folder) / name / lengths.name, CPU_SIZES[name], lengths, 256)
-                model, tokenizer = load_policy(made.policy)
-                short = lengths.name == "short"
-                if "caches" in parts and short and name == "1m":
-                    gains += caches(model, tokenizer, made.conversations, asked.rounds)
-                if "steps" in parts and short:
-                    gains += steps(name, model, tokenizer, asked.rounds)
-                if "rows" in parts:
-                    gains += end_to_end(name, model, tokenizer, lengths, asked.rounds)
-                if "block" in parts:
-                    gains += last_block(name, model, tokenizer, lengths, asked.rounds)
-                if "norms" in parts and short:
-                    gains += norms(name, model, tokenizer, lengths, asked.rounds)
-                if "logits" in parts and name == "7m":
-                    gains += logits(name, model, tokenizer, lengths, asked.rounds)
-                if "bf16" in parts and resolve(ComputeConfig(device="cpu")).precision == "bf16":
-                    gains += in_bf16(name, model, tokenizer, lengths, asked.rounds)
-                if "memory" in parts and short:
-                    gains += memory(name, made.policy, asked.threads, asked.rounds)
-                for completions in (2, 4) if "prompts" in parts else ():
-                    gains += prompts(name, model, tokenizer, lengths, completions, asked.rounds)
+    found = []
     print("| technique | with, ms | without, ms | ratio [quartiles] | |\n| --- | ---: | ---: | --- | --- |")
-    for gain in gains:
-        ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
-        word = "kept" if gain.kept else "dropped"
-        print(f"| {gain.technique} | {gain.with_it:.1f} | {gain.without:.1f} | {ratio} | {word} |")
+    with tempfile.TemporaryDirectory() as folder:
+        for gain in gains(asked.parts or PARTS, Path(folder), asked.threads, asked.rounds):
+            ratio = f"{gain.ratio:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+            print(
+                f"| {gain.technique} | {gain.with_it:.1f} | {gain.without:.1f} | {ratio} | {gain.use} |",
+                flush=True,
+            )
+            found.append(asdict(gain))
     facts = {**about(environment, asked.threads), "load": round(os.getloadavg()[0], 2)}
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if asked.json:
-        asked.json.write_text(json.dumps({"about": facts, "gains": [asdict(gain) for gain in gains]}))
+        asked.json.write_text(json.dumps({"about": facts, "gains": found}))
 
 
 if __name__ == "__main__":

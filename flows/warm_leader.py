@@ -92,7 +92,7 @@ class _Leader:
             ready = select.select([self._listener.fileno(), self._alarm[0], *askers], [], [])[0]
             if self._alarm[0] in ready:
                 os.read(self._alarm[0], 4096)
-                for pid, code in _ended():
+                for pid, code in ended():
                     if pid == dvc:
                         os.write(self._status, f"{code}\n".encode())
                         return None
@@ -144,7 +144,7 @@ class _Leader:
         self._listener.close()
 
 
-def _ended() -> list[tuple[int, int]]:
+def ended() -> list[tuple[int, int]]:
     """Pid and exit code (negative: a signal) of every child that ended since the last look."""
     found = []
     with suppress(ChildProcessError):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import tasks  # noqa: F401  (how memory and threads are used has to be settled before torch is imported)
-from flows.warm_leader import Work, lead
+from flows.warm_leader import Work, ended, lead
 from flows.warm_messages import listen, receive
 from tasks.support.process import PARENT_PIPE
 
@@ -34,7 +34,8 @@ def main(address: str, modules: Sequence[str]) -> Work | None:
         None at the end; in each fork, what that fork is to do.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a leader: it tells how it ended
+    # A leader tells by itself how it ended; what it and its own used counts as this process's once it is reaped.
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: ended())
     environment = dict(os.environ)  # some libraries change it as they are imported
     listener = listen(address)
     run = os.open(os.environ[PARENT_PIPE], os.O_RDONLY | os.O_NONBLOCK)

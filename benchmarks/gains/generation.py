@@ -72,3 +72,29 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
         lambda: one.sample(different, (0, "first"), keys),
         rounds,
     )
+
+
+def leaving(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) -> Iterator[Gain]:
+    """Rows that ended leave their batch; and whether others should take their places."""
+    sampler = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=96))
+    prompts = [row["prompt"] for row in rows]
+
+    def sampled(count: int = 256, at_once: int = 256) -> list[list[int]]:
+        return sampler.sample(prompts[:count], (0, "leaving"), batch_size=at_once).completion_ids
+
+    def staying() -> list[list[int]]:
+        with mock.patch.object(sampling, "CROWDED", 0.0):
+            return sampled()
+
+    assert sampled() == staying()
+    yield compare("rows that ended leave their batch, 256 answers", sampled, staying, rounds)
+    all_at_once = partial(sampled, len(prompts), len(prompts))
+    in_turn = partial(sampled, len(prompts))
+    assert all_at_once() == in_turn()
+    yield compare(
+        f"{len(prompts):,} answers at once (without: 256 at a time), the most that refilling could gain",
+        all_at_once,
+        in_turn,
+        rounds,
+        use="dropped",
+    )

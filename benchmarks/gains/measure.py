@@ -8,14 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Median processor milliseconds with a technique and without it, and the quartiles of their ratio."""
+    """Median milliseconds with a technique and without it, and the quartiles of their ratio.
+
+    Attributes:
+        use: "kept", "dropped", or "a setting" where the user chooses.
+    """
 
     technique: str
-    kept: bool
+    use: str
     with_it: float
     without: float
     low: float
@@ -23,21 +28,34 @@ class Gain:
     high: float
 
 
-def compare(technique: str, with_it: Work, without: Work, rounds: int, *, kept: bool = True) -> Gain:
-    """Times both ways in turn, after a first time that does not count."""
+def compare(
+    technique: str,
+    with_it: Work,
+    without: Work,
+    rounds: int,
+    *,
+    use: str = "kept",
+    clock: Clock = time.process_time,
+) -> Gain:
+    """Times both ways in turn, after a first time that does not count.
+
+    Args:
+        clock: seconds; `time.perf_counter` where threads are what is compared.
+    """
     with_it(), without()
-    return gain_of(technique, [(busy(with_it), busy(without)) for _ in range(rounds)], kept=kept)
+    pairs = [(spent(with_it, clock), spent(without, clock)) for _ in range(rounds)]
+    return gain_of(technique, pairs, use=use)
 
 
-def gain_of(technique: str, pairs: Sequence[tuple[float, float]], *, kept: bool = True) -> Gain:
+def gain_of(technique: str, pairs: Sequence[tuple[float, float]], *, use: str = "kept") -> Gain:
     """What pairs of times, with a technique and without it, come to."""
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    return Gain(technique, kept, ours, theirs, low, middle, high)
+    return Gain(technique, use, ours, theirs, low, middle, high)
 
 
-def busy(work: Work) -> float:
-    """Processor milliseconds of a piece of work."""
-    before = time.process_time()
+def spent(work: Work, clock: Clock = time.process_time) -> float:
+    """Milliseconds that a piece of work takes by a clock; processor time without another."""
+    before = clock()
     work()
-    return 1000 * (time.process_time() - before)
+    return 1000 * (clock() - before)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
 
 import torch
 
-from benchmarks.gains.measure import Gain, busy, compare, gain_of
+from benchmarks.gains.measure import Gain, compare
 from benchmarks.timing.material import conversations
-from benchmarks.timing.sizes import CPU_LENGTHS, Lengths
+from benchmarks.timing.sizes import Lengths
 from prefloop.config.compute import ComputeConfig
 from prefloop.config.dpo import DPOConfig
 from prefloop.config.sft import SFTConfig
@@ -29,12 +24,12 @@ from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
 from prefloop.models import chosen_logprobs, forward, ragged
 from prefloop.models.forward import token_logprobs
-from prefloop.models.loading import load_policy
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.shared_prompt import tree_of, tree_scores
+from prefloop.training import language_model
 from prefloop.training.direct import policy_pairs
 from prefloop.training.dpo import dpo_part
-from prefloop.training.environment import apply, resolve
+from prefloop.training.environment import resolve
 from prefloop.training.language_model import TokenRows, encode_blocks, encode_demonstrations
 from prefloop.training.pairs import EncodedComparison, encode_comparisons
 from prefloop.training.reward import encode_rankings
@@ -104,7 +99,7 @@ def steps(name: str, model: Any, tokenizer: Any, rounds: int) -> Iterator[Gain]:
             partial(step, rows),
             step,
             rounds,
-            kept=False,
+            use="dropped",
         )
 
 
@@ -187,6 +182,39 @@ def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
         yield compare(what, step, partial(whole, step), rounds)
 
 
+def head(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """The output layer where a token is learned, against the output layer on every token."""
+    precision = resolve(ComputeConfig(device="cpu")).precision
+    rows = rows_of(name, model, tokenizer, lengths, precision=precision)
+
+    def of_every_token(model: Any, ids: Any, real: Any, _: Any, **options: Any) -> Any:
+        every = real.clone()
+        every[:, 0] = False
+        return token_logprobs(model, ids, real, every, **options)
+
+    def everywhere() -> float:
+        with mock.patch.object(language_model, "token_logprobs", of_every_token):
+            return learn(rows)
+
+    assert abs(learn(rows) - everywhere()) < (1e-5 if precision == "fp32" else 1e-2) * everywhere()
+    what = f"the head where a token is learned, a step of SFT at {name}, {lengths.name} rows, {precision}"
+    yield compare(what, partial(learn, rows), everywhere, rounds)
+
+
+def fused(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """AdamW in one pass over the weights, its steps alone."""
+    draw = torch.Generator().manual_seed(0)
+
+    def stepping(**how: bool) -> Callable[[], object]:
+        own = copy.deepcopy(model)
+        for parameter in own.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        return partial(torch.optim.AdamW(own.parameters(), lr=1e-5, **how).step)
+
+    what = f"AdamW in one pass (without: torch's default), a step at {name} without its gradient"
+    yield compare(what, stepping(fused=True), stepping(), rounds)
+
+
 def logits(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """Log-probs of a few rows of logits at a time against those of all at once."""
     precision = resolve(ComputeConfig(device="cpu")).precision
@@ -232,36 +260,6 @@ def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int
         partial(otherwise, "STEADY", 1),
         rounds,
     )
-
-
-def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
-    """Freed memory kept, in huge pages where they are: processes in turn, as it cannot be undone in one."""
-
-    def milliseconds(**environment: str) -> float:
-        arguments = f"{name!r}, {str(folder)!r}, {threads}"
-        code = f"import tasks; from benchmarks.gains.training import child; child({arguments})"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        return float(done.stdout.splitlines()[-1])
-
-    # What a variable of glibc's sets, prefloop leaves; this one changes nothing here.
-    left = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0"}
-    pairs = [(milliseconds(), milliseconds(**left)) for _ in range(max(rounds // 2, 3))]
-    yield gain_of(f"freed memory stays, a step of SFT at {name}", pairs)
-
-
-def child(name: str, folder: str, threads: int) -> None:
-    """Prints the processor milliseconds of a step."""
-    apply(resolve(ComputeConfig(device="cpu", precision="fp32")), threads)
-    model, tokenizer = load_policy(Path(folder))
-    rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"])
-    learn(rows), learn(rows)
-    print(statistics.median(busy(partial(learn, rows)) for _ in range(7)))
 
 
 @contextmanager

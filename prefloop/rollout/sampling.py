@@ -21,6 +21,8 @@ from prefloop.training.noise import Key, uniforms
 
 SAMPLED_AT_ONCE = 256
 """Completions that are sampled at once where nothing says otherwise."""
+CROWDED = 7 / 8
+"""Share of a batch's rows that still run, up to which the others leave it."""
 
 
 @dataclass
@@ -217,7 +219,7 @@ class Sampler:
             if count == 0:
                 break
             step_positions = step_positions[:, -1:] + 1
-            if count <= len(alive) * 7 // 8:
+            if count <= len(alive) * CROWDED:
                 keep = compacted(running, count)
                 cache.batch_select_indices(keep)
                 alive, real, bias = alive[keep], real[keep], bias[keep]

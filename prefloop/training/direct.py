@@ -19,6 +19,7 @@ from prefloop.models.shared_prompt import Tree, tree_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ALONE, Ranks, ranks
+from prefloop.training.figures import share, totals
 from prefloop.training.loop import Observer, Part, train
 from prefloop.training.pairs import EncodedComparison
 from prefloop.training.recorder import Recorder
@@ -85,13 +86,13 @@ class PolicyPairs:
         """(P,) float, log-prob a token."""
         return mean_logprob(self.rejected, self.rejected_lengths)
 
-    def logprob_figures(self, count: int) -> dict[str, float]:
+    def logprob_figures(self, count: int) -> dict[str, Tensor]:
         """The share, in a step of `count` pairs, of what to watch: both falling together says that the policy
         moves away from all that it was shown."""
         return {
-            "chosen_logprob": float(self.chosen.detach().sum()) / count,
-            "rejected_logprob": float(self.rejected.detach().sum()) / count,
-            "chosen_nll": -float(self.chosen_mean.detach().sum()) / count,
+            "chosen_logprob": share(self.chosen, count),
+            "rejected_logprob": share(self.rejected, count),
+            "chosen_nll": -share(self.chosen_mean, count),
         }
 
 
@@ -134,10 +135,10 @@ def reward_part(terms: PairTerms, pairs: PolicyPairs, count: int, nll_coef: floa
     return Part(
         loss,
         {
-            "accuracy": float((gap > 0).sum()) / count,
-            "margin": float(gap.sum()) / count,
-            "chosen_reward": float(terms.chosen_reward.sum()) / count,
-            "rejected_reward": float(terms.rejected_reward.sum()) / count,
+            "accuracy": share(gap > 0, count),
+            "margin": share(gap, count),
+            "chosen_reward": share(terms.chosen_reward, count),
+            "rejected_reward": share(terms.rejected_reward, count),
             **pairs.logprob_figures(count),
         },
     )
@@ -252,8 +253,4 @@ def comparison_figures(
 
 def summed(parts: Iterable[Part]) -> dict[str, float]:
     """Loss and figures of parts together."""
-    figures: dict[str, float] = {}
-    for part in parts:
-        for name, value in {"loss": float(part.loss), **part.metrics}.items():
-            figures[name] = figures.get(name, 0.0) + float(value)
-    return figures
+    return totals({"loss": part.loss.detach(), **part.metrics} for part in parts)

@@ -24,6 +24,7 @@ from prefloop.objectives.ppo import policy_loss, token_rewards
 from prefloop.objectives.reinforce_pp import returns_to_go, whitened
 from prefloop.objectives.rloo import leave_one_out_advantages
 from prefloop.training.experience import Experience, Scored, behaviour_logprobs, rollout_figures
+from prefloop.training.figures import share
 from prefloop.training.loop import Part
 from prefloop.training.noise import permutation
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -109,15 +110,15 @@ class GroupTrainer(OnPolicyTrainer[GroupExperience]):
             )
             loss = policy = masked_sum(weights * self.gap.weights(picked) * terms.loss, mask).sum()
             metrics = {
-                "policy_loss": float(policy.detach()),
-                "clip_fraction": float(masked_sum(terms.clipped, mask).sum()) / tokens,
-                "approx_kl": float(masked_sum(terms.approx_kl, mask).sum()) / tokens,
+                "policy_loss": policy.detach(),
+                "clip_fraction": share(masked_sum(terms.clipped, mask), tokens),
+                "approx_kl": share(masked_sum(terms.approx_kl, mask), tokens),
             }
             if in_loss:
                 penalty = token_penalties(logprobs - picked.reference, mask, config.kl_estimator)
                 kl = masked_sum(weights * penalty, mask).sum()
                 loss = policy + self.controller.beta * kl
-                metrics["kl_loss"] = float(kl.detach())
+                metrics["kl_loss"] = kl.detach()
             yield Part(loss, metrics)
 
     def _sample(self, step: int) -> tuple[Scored, dict[str, float]]:

@@ -25,6 +25,7 @@ from prefloop.errors import DataError
 from prefloop.objectives.kto import kto_loss, reference_point
 from prefloop.training.direct import Run, completion_logprobs, summed
 from prefloop.training.distribution import ALONE, Ranks, ranks
+from prefloop.training.figures import share
 from prefloop.training.loop import Part, train
 from prefloop.training.noise import Key, permutation
 from prefloop.training.pairs import Cut, is_cut
@@ -246,8 +247,8 @@ def _parts(
         )
         ahead = (terms.reward > config.beta * point) == desirable
         figures = {
-            "accuracy": float(ahead.sum()) / len(step.rows),
-            "reference_point": float(point) * len(own) / len(step.rows),
+            "accuracy": share(ahead, len(step.rows)),
+            "reference_point": share(point, len(step.rows) / len(own)),
         }
         logprobs = sums.detach()
         # A step without rows of one label says nothing about that label, rather than 0.
@@ -256,8 +257,8 @@ def _parts(
             ("rejected", ~desirable, len(step.rows) - good),
         ):
             if count:
-                figures[f"{side}_reward"] = float(terms.reward[mask].sum()) / count
-                figures[f"{side}_logprob"] = float(logprobs[mask].sum()) / count
+                figures[f"{side}_reward"] = share(terms.reward[mask], count)
+                figures[f"{side}_logprob"] = share(logprobs[mask], count)
         yield Part(terms.loss.sum() / len(step.rows), figures)
 
 

@@ -214,7 +214,7 @@ class TokenRows:
                     padded=noise is not None,
                 )
             loss = sft_loss(logprobs, batch.wanted, total, weights)
-            yield Part(loss, {"tokens": float(batch.wanted.sum())})
+            yield Part(loss, {"tokens": batch.wanted.sum()})
 
     def _forwards(self, chosen: Sequence[int], size: int) -> Iterator[list[list[int]]]:
         """Forward passes of at most `size` tensor rows: for each row, who stands in it."""

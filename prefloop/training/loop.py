@@ -16,6 +16,7 @@ from prefloop.errors import StopRequested, TrainingError
 from prefloop.models.adapter_dropout import begin_step
 from prefloop.training.checkpoints import Checkpoints, load_trainable, trainable_state
 from prefloop.training.distribution import added, ranks
+from prefloop.training.figures import Figures, totals
 from prefloop.training.lockstep import backward
 from prefloop.training.memory import Limit, MicroBatches, room_for_optimiser
 from prefloop.training.noise import Key
@@ -31,12 +32,15 @@ class Part:
 
     Attributes:
         loss: scalar with gradient; the parts of a step sum to the step's loss.
-        metrics: scalars that sum to the step's figures, too.
+        metrics: scalars that sum to the step's figures, too; tensors are read when the step is over.
     """
 
     loss: Tensor
-    metrics: Mapping[str, Tensor | float]
+    metrics: Figures
 
+
+_LOSS = "(loss)"
+"""The loss's name among the figures of its part, which may have a `loss` of their own."""
 
 Parts = Callable[[int, int], Iterable[Part]]
 """For a 0-based step and a micro-batch size (0: no limit), its micro-batches' parts, each computed when asked
@@ -161,13 +165,12 @@ def accumulated(
     """
 
     def own() -> tuple[float, dict[str, float]]:
-        loss, figures = 0.0, dict[str, float]()
+        found = list[Figures]()
         for part in parts(limit.size):
             backward(part.loss)
-            loss += float(part.loss.detach())
-            for name, value in part.metrics.items():
-                figures[name] = figures.get(name, 0.0) + float(value)
-        return loss, figures
+            found.append({_LOSS: part.loss.detach(), **part.metrics})
+        figures = totals(found)
+        return figures.pop(_LOSS, 0.0), figures
 
     shares = fitted(own, limit, examples, clear)
     return sum(loss for loss, _ in shares), added(figures for _, figures in shares)

@@ -14,6 +14,7 @@ from prefloop.objectives.kl import FixedKL
 from prefloop.objectives.masked import masked_sum
 from prefloop.objectives.online_dpo import preference
 from prefloop.training.experience import Experience, behaviour_logprobs, rollout_figures
+from prefloop.training.figures import share
 from prefloop.training.loop import Part
 from prefloop.training.noise import uniforms
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -93,8 +94,8 @@ class OnlineDPOTrainer(OnPolicyTrainer[PairExperience]):
             yield Part(
                 loss,
                 {
-                    "loss": float(loss.detach()),
-                    "accuracy": float((gap > 0).sum()) / count,
-                    "margin": float(gap.sum()) / count,
+                    "loss": loss.detach(),
+                    "accuracy": share(gap > 0, count),
+                    "margin": share(gap, count),
                 },
             )

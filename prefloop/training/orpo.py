@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefloop.config.orpo import ORPOConfig
 from prefloop.objectives.orpo import orpo_loss
 from prefloop.training.direct import PairsPart, PolicyPairs
+from prefloop.training.figures import share
 from prefloop.training.loop import Part
 
 
@@ -23,8 +24,8 @@ def orpo_part(config: ORPOConfig) -> PairsPart:
         return Part(
             terms.loss.sum() / count,
             {
-                "accuracy": float((terms.log_odds_ratio > 0).sum()) / count,
-                "log_odds_ratio": float(terms.log_odds_ratio.sum()) / count,
+                "accuracy": share(terms.log_odds_ratio > 0, count),
+                "log_odds_ratio": share(terms.log_odds_ratio, count),
                 **pairs.logprob_figures(count),
             },
         )

@@ -24,6 +24,7 @@ from prefloop.objectives.ppo import (
 )
 from prefloop.rewards.sources import RewardSum
 from prefloop.training.experience import Experience, behaviour_logprobs, rollout_figures
+from prefloop.training.figures import share
 from prefloop.training.looks import Row
 from prefloop.training.loop import Part
 from prefloop.training.on_policy import OnPolicyTrainer
@@ -121,10 +122,10 @@ class PPOTrainer(OnPolicyTrainer[PPOExperience]):
             yield Part(
                 config.value_coef * value + (1.0 if self.learns(step) else 0.0) * policy,
                 {
-                    "policy_loss": float(policy.detach()),
-                    "value_loss": float(value.detach()),
-                    "clip_fraction": float(masked_sum(terms.clipped, mask).sum()) / tokens,
-                    "approx_kl": float(masked_sum(terms.approx_kl, mask).sum()) / tokens,
+                    "policy_loss": policy.detach(),
+                    "value_loss": value.detach(),
+                    "clip_fraction": share(masked_sum(terms.clipped, mask), tokens),
+                    "approx_kl": share(masked_sum(terms.approx_kl, mask), tokens),
                 },
             )
 

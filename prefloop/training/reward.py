@@ -100,7 +100,7 @@ def fit_reward_model(
                 trees = [tree for i in group for tree in forest[i]]
                 scores = tree_scores(model.model, trees, int(model.tokenizer.pad_token_id), model.precision)
             loss = scores.new_zeros(())
-            correct, pairs, start = 0.0, 0, 0
+            correct, pairs, start = torch.zeros((), dtype=torch.float64, device=scores.device), 0, 0
             for row in together:
                 own = scores[start : start + len(row.sequences)]
                 start += len(row.sequences)
@@ -114,7 +114,7 @@ def fit_reward_model(
                         probability=ranking.probability,
                     )
                     loss = loss + term.loss / len(chosen)
-                    correct += float(term.correct) / term.pairs / len(chosen) / own.shape[1]
+                    correct += term.correct.double() / (term.pairs * len(chosen) * own.shape[1])
                 pairs += len(ranking.pairs)
             yield Part(loss, {"accuracy": correct, "pairs": float(pairs)})
 

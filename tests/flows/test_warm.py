@@ -127,6 +127,20 @@ def test_a_warm_stage_is_what_a_cold_one_would_be(start: Start) -> None:
     assert ended(child)[0] == 0
 
 
+def test_what_its_forks_used_is_counted(start: Start) -> None:
+    child = start("ends")
+    warm = psutil.Process(child.pid).parent()
+
+    def used() -> float:
+        times = warm.cpu_times()
+        return times.children_user + times.children_system
+
+    before = used()
+    assert ended(child)[0] == 0
+    wait_until(lambda: used() > before + 0.1)  # DVC alone takes more
+    assert child.pid not in {one.pid for one in warm.children()}
+
+
 def test_a_failure_is_the_commands(start: Start) -> None:
     child = start("fails")
     assert probe_of(child)["warm"]

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from prefloop.config.rollout import SamplingConfig
 from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, token_logprobs
+from prefloop.rollout import sampling
 from prefloop.rollout.drawing import draw
-from prefloop.rollout.sampling import Rollouts, Sampler
+from prefloop.rollout.sampling import Rollouts, Sampler, compacted
 from prefloop.training.noise import uniforms
 from tests import tiny
 
@@ -92,6 +93,26 @@ def test_tokens_do_not_depend_on_the_batch(policy: tuple[PreTrainedModel, PreTra
     assert any(ended for _, ended in together.values())
     lengths = {len(ids) for ids, _ in together.values()}
     assert len(lengths) > 1
+
+
+def test_rows_that_ended_change_nothing_by_leaving(
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(*policy, SamplingConfig(max_new_tokens=ROOM))
+    sampler.stops = torch.arange(40)
+    moved = list[int]()
+
+    def counted(running: torch.Tensor, count: int) -> torch.Tensor:
+        moved.append(count)
+        return compacted(running, count)
+
+    monkeypatch.setattr(sampling, "compacted", counted)
+    leaving = sampler.sample(PROMPTS, KEY)
+    assert moved
+    moved.clear()
+    monkeypatch.setattr(sampling, "CROWDED", 0.0)
+    assert sampler.sample(PROMPTS, KEY).completion_ids == leaving.completion_ids
+    assert not moved
 
 
 def test_another_key_draws_other_tokens(policy: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:

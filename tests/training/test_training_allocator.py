@@ -1,7 +1,12 @@
+"""What a process sets before it computes costs or saves time, and changes no bit."""
+
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +26,36 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
 """
+
+TRAINED = """
+import tasks, hashlib, pathlib, sys
+from prefloop.config.compute import ComputeConfig
+from prefloop.training.environment import apply, resolve
+from tests.training.test_training_unset_memory import weights
+apply(resolve(ComputeConfig(device="cpu")), threads=2)
+digest = hashlib.sha256()
+for name, value in sorted(weights(pathlib.Path(sys.argv[1])).items()):
+    digest.update(name.encode() + value.numpy().tobytes())
+print(digest.hexdigest())
+"""
+OTHERWISE = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "0"}
+"""Freed memory goes back, in small pages, and threads sleep at once."""
+
+
+def test_a_training_ends_with_the_same_bytes_either_way(tmp_path: Path, repository: Path) -> None:
+    def trained(name: str, **environment: str) -> str:
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GOMP_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINED, str(tmp_path / name)],
+            env={**plain, **environment},
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()[-1]
+
+    assert trained("stages") == trained("otherwise", **OTHERWISE)
 
 
 def faults(mode: str, **variables: str) -> tuple[bool, int]:

@@ -92,6 +92,26 @@ def test_weight_decay_is_for_matrices_alone() -> None:
     assert torch.equal(module.bias.detach(), before[1])
 
 
+def test_fused_steps_are_those_of_the_definition() -> None:
+    """Algorithm 2 of Loshchilov and Hutter 2019, written out in float64."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2, bias=False)
+    config = TrainingConfig(learning_rate=0.05, weight_decay=0.1, warmup_ratio=0.0, schedule="constant")
+    weight = module.weight.detach().double().clone()
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    optimisation = Optimisation(module, config, 5)
+    for step in range(1, 6):
+        gradient = torch.randn(2, 3) * 0.1  # whose norm is below the limit
+        module.weight.grad = gradient.clone()
+        optimisation.step(step - 1)
+        first = config.adam_beta1 * first + (1 - config.adam_beta1) * gradient.double()
+        second = config.adam_beta2 * second + (1 - config.adam_beta2) * gradient.double() ** 2
+        corrected = first / (1 - config.adam_beta1**step)
+        spread = (second / (1 - config.adam_beta2**step)).sqrt() + config.adam_eps
+        weight -= 0.05 * (corrected / spread + 0.1 * weight)
+        torch.testing.assert_close(module.weight.detach().double(), weight, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("limit", "norm_after"), [(1.0, 1.0), (10.0, 5.0), (0.0, 5.0)])
 def test_gradients_are_clipped_to_the_global_norm(limit: float, norm_after: float) -> None:
     module = nn.Linear(1, 1)

@@ -1,0 +1,94 @@
+"""Of what a process sets before it computes: processes in turn, as it cannot be undone in one."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gains.measure import Gain, gain_of, spent
+from benchmarks.gains.training import learn, rows_of
+from benchmarks.timing.sizes import CPU_LENGTHS
+from prefloop.config.compute import ComputeConfig
+from prefloop.models.loading import load_policy
+from prefloop.training.environment import apply, resolve
+
+SPINS = {"a tenth of it": "3000", "OpenMP's own ten times as much": "300000"}
+"""Other values of GOMP_SPINCOUNT than a stage's (`tasks/__init__.py`)."""
+
+
+def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """Freed memory kept, in huge pages where they are."""
+    # What a variable of glibc's sets, prefloop leaves; this one changes nothing here.
+    left = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0"}
+    count = max(rounds // 2, 3)
+    pairs = [
+        (_step(name, folder, threads, "cpu"), _step(name, folder, threads, "cpu", **left))
+        for _ in range(count)
+    ]
+    yield gain_of(f"freed memory stays, a step of SFT at {name}", pairs)
+
+
+def spinning(name: str, folder: Path, rounds: int) -> Iterator[Gain]:
+    """How long two threads wait for each other before they sleep, alone and with a neighbour at work."""
+    for beside in (False, True):
+        for value, spins in SPINS.items():
+            pairs = []
+            with neighbour() if beside else _nobody():
+                for _ in range(max(rounds // 2, 3)):
+                    ours = _step(name, folder, 2, "wall")
+                    pairs.append((ours, _step(name, folder, 2, "wall", GOMP_SPINCOUNT=spins)))
+            where = "beside a busy process" if beside else "alone"
+            yield gain_of(
+                f"threads that spin a while (without: {value}), wall time of a step of SFT at {name}, two "
+                f"threads, {where}",
+                pairs,
+            )
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that never rests."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+@contextmanager
+def _nobody() -> Iterator[None]:
+    yield
+
+
+def _step(name: str, folder: Path, threads: int, clock: str, **environment: str) -> float:
+    """Milliseconds of a step in a process of its own."""
+    code = (
+        "import tasks; from benchmarks.gains.processes import child; "
+        f"child({name!r}, {str(folder)!r}, {threads}, {clock!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def child(name: str, folder: str, threads: int, clock: str) -> None:
+    """Prints the milliseconds of a step, of the processor ("cpu") or on the "wall"."""
+    apply(resolve(ComputeConfig(device="cpu", precision="fp32")), threads)
+    model, tokenizer = load_policy(Path(folder))
+    rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"])
+    learn(rows), learn(rows)
+    read = time.process_time if clock == "cpu" else time.perf_counter
+    print(statistics.median(spent(partial(learn, rows), read) for _ in range(7)))

@@ -1,0 +1,134 @@
+"""Of what was tried for a step of a training and is not used, or only where it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.gains.measure import Gain, compare
+from benchmarks.gains.training import learn, rows_of
+from benchmarks.timing.sizes import Lengths
+from prefloop.config.compute import ComputeConfig
+from prefloop.data.batching import Batch, collate
+from prefloop.models import ragged
+from prefloop.training import language_model
+from prefloop.training.environment import resolve
+from prefloop.training.language_model import TokenRows
+from prefloop.training.optimisation import save_memory
+
+
+def recomputed(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Activations computed again in the backward pass, for their memory's sake."""
+    rows = _rows(name, model, tokenizer, lengths)
+    saving = copy.deepcopy(model)
+    save_memory(saving, replace(rows.config, gradient_checkpointing=True))
+    saving.train()
+    again = replace(rows, model=saving)
+    _same(learn(again), learn(rows), rows.precision)
+    what = (
+        f"activations computed again (gradient_checkpointing), a step of SFT at {name}, {lengths.name} rows"
+    )
+    yield compare(what, partial(learn, again), partial(learn, rows), rounds, use="a setting")
+
+
+def beforehand(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Batches that are there when a step begins: the most that preparing them beside it could gain."""
+    rows = _rows(name, model, tokenizer, lengths)
+    made = dict[tuple[int, ...], Batch]()
+
+    def known(encoded: Sequence[Any], tokenizer: Any) -> Batch:
+        key = tuple(map(id, encoded))
+        if key not in made:
+            made[key] = collate(encoded, tokenizer)
+        return made[key]
+
+    def ready() -> float:
+        with mock.patch.object(language_model, "collate", known):
+            return learn(rows)
+
+    _same(ready(), learn(rows), rows.precision)
+    what = f"batches made beforehand, a step of SFT at {name}, {lengths.name} rows"
+    yield compare(what, ready, partial(learn, rows), rounds, use="dropped")
+
+
+def written_out(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Attention of rows that nobody saw together before, as products in bf16 of all its heads at once."""
+    rows = rows_of(name, model, tokenizer, lengths, 4, "bf16")
+    shuffled, step = Random(0), lengths.batch
+
+    def four_steps() -> None:
+        order = shuffled.sample(range(len(rows.rows)), 4 * step)
+        for first in range(0, len(order), step):
+            learn(rows, order[first : first + step])
+
+    def products(work: Any = four_steps) -> Any:
+        with (
+            mock.patch.object(ragged, "scaled_dot_product_attention", attention_of_products),
+            mock.patch.object(ragged, "FULL_PRECISION", 0),
+        ):
+            return work()
+
+    first = range(step)
+    _same(products(partial(learn, rows, first)), learn(rows, first), "bf16")
+    what = f"in bf16, attention as batched products, four steps of SFT at {name}, {lengths.name} rows"
+    yield compare(what, products, four_steps, rounds, use="dropped")
+
+
+def attention_of_products(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, **_: Any
+) -> Tensor:
+    """Causal attention, (B, H, T, D), in the precision that autocast gives products."""
+    later = torch.full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1)
+    scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    return torch.softmax(scores.float() + later, dim=-1) @ value
+
+
+def halves(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """Half of a step's rows in each of two threads, for two threads in each operation."""
+    rows = _rows(name, model, tokenizer, lengths)
+    order = sorted(range(len(rows.rows)), key=lambda i: len(rows.rows[i].input_ids))
+    learned = [sum(row.trainable) for row in rows.rows]
+    before = torch.get_num_threads()
+
+    def half(chosen: Sequence[int]) -> float:
+        share, loss = sum(learned[i] for i in chosen) / sum(learned), 0.0
+        for part in rows.parts(chosen, 0, 0):
+            (part.loss * share).backward()
+            loss += share * float(part.loss.detach())
+        return loss
+
+    def both() -> float:
+        model.zero_grad(set_to_none=True)
+        return sum(threads.map(half, (order[::2], order[1::2])))
+
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)))
+        # What is set on the model for a pass, two passes at once would take from each other.
+        stack.enter_context(mock.patch.object(ragged, "narrows", return_value=False))
+        stack.enter_context(mock.patch.object(model.base_model.config, "_attn_implementation", ragged.NAME))
+        torch.set_num_threads(2)
+        stack.callback(torch.set_num_threads, before)
+        _same(both(), learn(rows), rows.precision)
+        what = f"halves of a batch in two threads, wall time of a step of SFT at {name}, {lengths.name} rows"
+        yield compare(what, both, partial(learn, rows), rounds, use="dropped", clock=time.perf_counter)
+
+
+def _rows(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:
+    """A step's, in the precision that `auto` takes."""
+    return rows_of(name, model, tokenizer, lengths, precision=resolve(ComputeConfig(device="cpu")).precision)
+
+
+def _same(one: float, other: float, precision: str) -> None:
+    """A loss either way, as near as the precision lets it be."""
+    assert abs(one - other) < (1e-5 if precision == "fp32" else 1e-2) * abs(other)
