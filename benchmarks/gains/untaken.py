@@ -99,7 +99,7 @@ def halves(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int)
     rows = _rows(name, model, tokenizer, lengths)
     order = sorted(range(len(rows.rows)), key=lambda i: len(rows.rows[i].input_ids))
     learned = [sum(row.trainable) for row in rows.rows]
-    before = torch.get_num_threads()
+    before, expected = torch.get_num_threads(), learn(rows)
 
     def half(chosen: Sequence[int]) -> float:
         share, loss = sum(learned[i] for i in chosen) / sum(learned), 0.0
@@ -116,10 +116,10 @@ def halves(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int)
         threads = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)))
         # What is set on the model for a pass, two passes at once would take from each other.
         stack.enter_context(mock.patch.object(ragged, "narrows", return_value=False))
-        stack.enter_context(mock.patch.object(model.base_model.config, "_attn_implementation", ragged.NAME))
+        stack.enter_context(ragged.attending(model.base_model))
         torch.set_num_threads(2)
         stack.callback(torch.set_num_threads, before)
-        _same(both(), learn(rows), rows.precision)
+        _same(both(), expected, rows.precision)
         what = f"halves of a batch in two threads, wall time of a step of SFT at {name}, {lengths.name} rows"
         yield compare(what, both, partial(learn, rows), rounds, use="dropped", clock=time.perf_counter)
 

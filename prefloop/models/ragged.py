@@ -223,7 +223,7 @@ def flat_states(
 
 
 def _states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    with _attending(trunk):
+    with attending(trunk):
         hidden: Tensor = trunk(
             input_ids=input_ids.unsqueeze(0),
             position_ids=position_ids.unsqueeze(0),
@@ -235,11 +235,11 @@ def _states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout)
 
 def recomputed(trunk: Any) -> AbstractContextManager[None]:
     """For a block of the trunk that is recomputed in the backward pass: as it was computed at this moment."""
-    return _attending(trunk, trunk.config._attn_implementation)
+    return attending(trunk, trunk.config._attn_implementation)
 
 
 @contextmanager
-def _attending(trunk: Any, name: str = NAME) -> Iterator[None]:
+def attending(trunk: Any, name: str = NAME) -> Iterator[None]:
     """Within it the trunk's layers call the attention `name`; for `NAME` transformers makes no mask."""
     before = trunk.config._attn_implementation
     trunk.config._attn_implementation = name

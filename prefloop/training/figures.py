@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -30,5 +31,5 @@ def totals(shares: Iterable[Figures]) -> dict[str, float]:
     return sums
 
 
-def _is_far(value: Tensor | float) -> bool:
+def _is_far(value: Tensor | float) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.device.type != "cpu"
