@@ -34,7 +34,7 @@ def main(address: str, modules: Sequence[str]) -> Work | None:
         None at the end; in each fork, what that fork is to do.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A leader tells by itself how it ended; what it and its own used counts as this process's once it is reaped.
+    # A leader tells by itself how it ended. Once it is reaped, what it and its own used counts as ours.
     signal.signal(signal.SIGCHLD, lambda _number, _frame: ended())
     environment = dict(os.environ)  # some libraries change it as they are imported
     listener = listen(address)
