@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import tasks  # noqa: F401  (how a stage's threads wait, before torch is imported)
+import tasks  # noqa: F401  (how memory is used, before torch is imported)
 from benchmarks.gains import generation, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
@@ -83,7 +83,7 @@ def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iter
                 yield from beside(name, model, tokenizer, made, lengths, rounds)
         if "memory" in parts and short:
             yield from processes.memory(name, made.policy, threads, rounds)
-        if "spinning" in parts and short:
+        if "spinning" in parts and short and name == "1m":
             yield from processes.spinning(name, made.policy, rounds)
         for completions in (2, 4) if "prompts" in parts else ():
             yield from training.prompts(name, model, tokenizer, lengths, completions, rounds)

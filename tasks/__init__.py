@@ -3,10 +3,6 @@
 import os
 import sys
 
-# Threads that wait for one another spin this often before they sleep. OpenMP reads it when torch is first
-# imported, so it stands here. A tenth of it would have them sleep between two operations; its own default
-# is ten times as much, and spins for milliseconds on cores that others use too.
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 # torch looks at this before its first tensor, see prefloop/training/allocator.py.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from prefloop.config.compute import ComputeConfig
 from prefloop.models.loading import load_policy
 from prefloop.training.environment import apply, resolve
 
-SPINS = {"a tenth of it": "3000", "OpenMP's own ten times as much": "300000"}
-"""Other values of GOMP_SPINCOUNT than a stage's (`tasks/__init__.py`)."""
+SPINS = {"a tenth": "30000", "a hundredth": "3000"}
+"""GOMP_SPINCOUNT, as parts of OpenMP's own default."""
 
 
 def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
@@ -38,18 +38,15 @@ def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]
 def spinning(name: str, folder: Path, rounds: int) -> Iterator[Gain]:
     """How long two threads wait for each other before they sleep, alone and with a neighbour at work."""
     for beside in (False, True):
-        for value, spins in SPINS.items():
+        for part, spins in SPINS.items():
             pairs = []
-            with neighbour() if beside else _nobody():
+            with neighbour() if beside else nullcontext():
                 for _ in range(max(rounds // 2, 3)):
-                    ours = _step(name, folder, 2, "wall")
-                    pairs.append((ours, _step(name, folder, 2, "wall", GOMP_SPINCOUNT=spins)))
+                    less = _step(name, folder, 2, "wall", GOMP_SPINCOUNT=spins)
+                    pairs.append((less, _step(name, folder, 2, "wall")))
             where = "beside a busy process" if beside else "alone"
-            yield gain_of(
-                f"threads that spin a while (without: {value}), wall time of a step of SFT at {name}, two "
-                f"threads, {where}",
-                pairs,
-            )
+            what = f"threads that spin {part} as long, wall time of a step of SFT at {name}, two threads, {where}"
+            yield gain_of(what, pairs, use="dropped")
 
 
 @contextmanager
@@ -61,11 +58,6 @@ def neighbour() -> Iterator[None]:
     finally:
         child.kill()
         child.wait()
-
-
-@contextmanager
-def _nobody() -> Iterator[None]:
-    yield
 
 
 def _step(name: str, folder: Path, threads: int, clock: str, **environment: str) -> float:

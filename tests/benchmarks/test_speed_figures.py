@@ -159,3 +159,7 @@ def test_an_engines_log_probs_must_be_the_models() -> None:
     assert agree([-100.0], [-100.001], "fp32") == ""
     assert "off by" in agree([-100.0], [-100.1], "fp32")
     assert agree([-100.0], [-100.1], "bf16") == ""
+    one_of_ten = [-4.1, *[-4.0] * 9]
+    assert agree(one_of_ten, [-4.0] * 10, "bf16") == ""
+    assert "off by" in agree(one_of_ten, [-4.0] * 10, "fp32")
+    assert agree([-4.1] * 10, [-4.0] * 10, "bf16") == "the engine's log-probs are off by 2.5e-02 in bf16"
