@@ -45,8 +45,8 @@ def spinning(name: str, folder: Path, rounds: int) -> Iterator[Gain]:
                     less = _step(name, folder, 2, "wall", GOMP_SPINCOUNT=spins)
                     pairs.append((less, _step(name, folder, 2, "wall")))
             where = "beside a busy process" if beside else "alone"
-            what = f"threads that spin {part} as long, wall time of a step of SFT at {name}, two threads, {where}"
-            yield gain_of(what, pairs, use="dropped")
+            step = f"wall time of a step of SFT at {name}, two threads, {where}"
+            yield gain_of(f"threads that spin {part} as long, {step}", pairs, use="dropped")
 
 
 @contextmanager
