@@ -198,9 +198,7 @@ def head(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -
 
     assert abs(learn(rows) - everywhere()) < (1e-5 if precision == "fp32" else 1e-2) * everywhere()
     what = f"the head where a token is learned, a step of SFT at {name}, {lengths.name} rows, {precision}"
-    with mock.patch.object(
-        ragged, "narrows", return_value=False
-    ):  # the last block on every token, both times
+    with mock.patch.object(ragged, "narrows", return_value=False):  # both times
         yield compare(what, partial(learn, rows), everywhere, rounds)
 
 
