@@ -126,6 +126,13 @@ def learn(rows: TokenRows, chosen: Sequence[int] = ()) -> float:
     return loss
 
 
+def four_steps(rows: TokenRows, shuffled: Random) -> None:
+    """Four steps of SFT, of rows that nobody saw together before."""
+    order, size = shuffled.sample(range(len(rows.rows)), len(rows.rows)), len(rows.rows) // 4
+    for first in range(0, len(order), size):
+        learn(rows, order[first : first + size])
+
+
 def end_to_end(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """Rows without padding against padded groups of like length."""
     rows = rows_of(name, model, tokenizer, lengths)
@@ -232,32 +239,26 @@ def logits(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int)
 
 def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """Steps in bf16 of rows that nobody saw together before: float32 for attention, tokens in multiples."""
-    step = lengths.batch
     exact, rows = (rows_of(name, model, tokenizer, lengths, 4, kind) for kind in ("fp32", "bf16"))
     shuffled = Random(0)
 
-    def four_steps(of: TokenRows = rows) -> None:
-        order = shuffled.sample(range(len(of.rows)), 4 * step)
-        for first in range(0, len(order), step):
-            learn(of, order[first : first + step])
-
     def otherwise(constant: str, value: int) -> None:
         with mock.patch.object(ragged, constant, value):
-            four_steps()
+            four_steps(rows, shuffled)
 
-    first = range(step)
+    in_four, first = partial(four_steps, rows, shuffled), range(lengths.batch)
     assert abs(learn(rows, first) - learn(exact, first)) < 1e-2 * learn(exact, first)
     what = f"four steps of SFT at {name}, {lengths.name} rows"
-    yield compare(f"bf16 (without: float32), {what}", four_steps, partial(four_steps, exact), rounds)
+    yield compare(f"bf16 (without: float32), {what}", in_four, partial(four_steps, exact, shuffled), rounds)
     yield compare(
         f"in bf16, short rows attended to in float32, {what}",
-        four_steps,
+        in_four,
         partial(otherwise, "FULL_PRECISION", 0),
         rounds,
     )
     yield compare(
         f"in bf16, tokens in multiples of {ragged.STEADY}, {what}",
-        four_steps,
+        in_four,
         partial(otherwise, "STEADY", 1),
         rounds,
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gains.measure import Gain, compare
-from benchmarks.gains.training import learn, rows_of
+from benchmarks.gains.training import four_steps, learn, rows_of
 from benchmarks.timing.sizes import Lengths
 from prefloop.config.compute import ComputeConfig
 from prefloop.data.batching import Batch, collate
@@ -65,24 +65,18 @@ def beforehand(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
 def written_out(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """Attention of rows that nobody saw together before, as products in bf16 of all its heads at once."""
     rows = rows_of(name, model, tokenizer, lengths, 4, "bf16")
-    shuffled, step = Random(0), lengths.batch
+    in_four, first = partial(four_steps, rows, Random(0)), range(lengths.batch)
 
-    def four_steps() -> None:
-        order = shuffled.sample(range(len(rows.rows)), 4 * step)
-        for first in range(0, len(order), step):
-            learn(rows, order[first : first + step])
-
-    def products(work: Any = four_steps) -> Any:
+    def products(work: Any = in_four) -> Any:
         with (
             mock.patch.object(ragged, "scaled_dot_product_attention", attention_of_products),
             mock.patch.object(ragged, "FULL_PRECISION", 0),
         ):
             return work()
 
-    first = range(step)
     _same(products(partial(learn, rows, first)), learn(rows, first), "bf16")
     what = f"in bf16, attention as batched products, four steps of SFT at {name}, {lengths.name} rows"
-    yield compare(what, products, four_steps, rounds, use="dropped")
+    yield compare(what, products, in_four, rounds, use="dropped")
 
 
 def attention_of_products(
