@@ -2,8 +2,8 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are those of `PARTS`; all of them by default. bf16 and products are left out on a processor that is slow
-at bf16.
+Parts are those of `PARTS`; all of them by default. bf16, products and shapes are left out on a processor that
+is slow at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks  # noqa: F401  (how memory is used, before torch is imported)
-from benchmarks.gains import generation, models, processes, training, untaken
+from benchmarks.gains import generation, held, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
@@ -58,12 +58,13 @@ BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
 """Likewise, where the processor is fast at bf16."""
 MODELS = {"reference": models.reference, "critic": models.critic}
 """With short rows at 7m."""
-PARTS = ("draws", *GENERATION, "steps", "prompts", *STEPS, *BF16, *MODELS, "memory", "spinning")
+PARTS = ("draws", *GENERATION, "steps", "prompts", *STEPS, *BF16, "shapes", *MODELS, "memory", "spinning")
 
 
 def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
     """What the parts that were asked for gain, one after the other."""
-    steps = {**STEPS, **(BF16 if resolve(ComputeConfig(device="cpu")).precision == "bf16" else {})}
+    fast = resolve(ComputeConfig(device="cpu")).precision == "bf16"
+    steps = {**STEPS, **(BF16 if fast else {})}
     if "draws" in parts:
         yield from generation.draws(rounds)
     for name, lengths in product(SIZES, CPU_LENGTHS.values()):
@@ -81,6 +82,8 @@ def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iter
         for part, beside in MODELS.items() if short and name == "7m" else ():
             if part in parts:
                 yield from beside(name, model, tokenizer, made, lengths, rounds)
+        if "shapes" in parts and short and name == "1m" and fast:
+            yield from held.shapes(name, made.policy, threads, rounds)
         if "memory" in parts and short:
             yield from processes.memory(name, made.policy, threads, rounds)
         if "spinning" in parts and short and name == "1m":

@@ -79,15 +79,23 @@ def leaving(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int)
     sampler = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=96))
     prompts = [row["prompt"] for row in rows]
 
-    def sampled(count: int = 256, at_once: int = 256) -> list[list[int]]:
-        return sampler.sample(prompts[:count], (0, "leaving"), batch_size=at_once).completion_ids
+    def sampled(count: int = 256, size: int = 256) -> list[list[int]]:
+        return sampler.sample(prompts[:count], (0, "leaving"), batch_size=size).completion_ids
 
-    def staying() -> list[list[int]]:
-        with mock.patch.object(sampling, "CROWDED", 0.0):
+    def otherwise(rows_for: Callable[[int], int]) -> list[list[int]]:
+        with mock.patch.object(sampling, "rows_for", rows_for):
             return sampled()
 
-    assert sampled() == staying()
+    staying = partial(otherwise, lambda count: len(prompts))
+    at_once = partial(otherwise, lambda count: count)
+    assert sampled() == staying() == at_once()
     yield compare("rows that ended leave their batch, 256 answers", sampled, staying, rounds)
+    yield compare(
+        "batches shrink to few sizes (without: each row leaves at once), 256 answers",
+        sampled,
+        at_once,
+        rounds,
+    )
     all_at_once = partial(sampled, len(prompts), len(prompts))
     in_turn = partial(sampled, len(prompts))
     assert all_at_once() == in_turn()

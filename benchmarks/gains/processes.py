@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gains.measure import Gain, gain_of, spent
 from benchmarks.gains.training import learn, rows_of
@@ -62,10 +64,13 @@ def neighbour() -> Iterator[None]:
 
 def _step(name: str, folder: Path, threads: int, clock: str, **environment: str) -> float:
     """Milliseconds of a step in a process of its own."""
-    code = (
-        "import tasks; from benchmarks.gains.processes import child; "
-        f"child({name!r}, {str(folder)!r}, {threads}, {clock!r})"
-    )
+    call = f"processes.step({name!r}, {str(folder)!r}, {threads}, {clock!r})"
+    return float(asked(call, environment))
+
+
+def asked(call: str, environment: Mapping[str, str]) -> Any:
+    """What a call of `processes` or `held` comes to in a process of its own, which gets these variables."""
+    code = f"import json, tasks; from benchmarks.gains import held, processes; print(json.dumps({call}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -73,14 +78,14 @@ def _step(name: str, folder: Path, threads: int, clock: str, **environment: str)
         text=True,
         check=True,
     )
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(name: str, folder: str, threads: int, clock: str) -> None:
-    """Prints the milliseconds of a step, of the processor ("cpu") or on the "wall"."""
+def step(name: str, folder: str, threads: int, clock: str) -> float:
+    """Milliseconds of a step, of the processor ("cpu") or on the "wall"."""
     apply(resolve(ComputeConfig(device="cpu", precision="fp32")), threads)
     model, tokenizer = load_policy(Path(folder))
     rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"])
     learn(rows), learn(rows)
     read = time.process_time if clock == "cpu" else time.perf_counter
-    print(statistics.median(spent(partial(learn, rows), read) for _ in range(7)))
+    return statistics.median(spent(partial(learn, rows), read) for _ in range(7))

@@ -21,8 +21,8 @@ from prefloop.training.noise import Key, uniforms
 
 SAMPLED_AT_ONCE = 256
 """Completions that are sampled at once where nothing says otherwise."""
-CROWDED = 7 / 8
-"""Share of a batch's rows that still run, up to which the others leave it."""
+FEWEST = 16
+"""Rows from which on fewer would not make a step faster."""
 
 
 @dataclass
@@ -166,8 +166,8 @@ class Sampler:
     ) -> list[tuple[list[int], list[float], bool]]:
         """Completions of prompts, their tokens' log-probs, and whether they ended.
 
-        Prompts that are equal are read once: their rows begin as copies of one. Rows that ended leave once
-        they are an eighth of the batch.
+        Prompts that are equal are read once: their rows begin as copies of one. Rows that ended leave where
+        fewer rows hold those that run.
         """
         device, limit = self.model.device, self.config.max_new_tokens
         different = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -219,8 +219,8 @@ class Sampler:
             if count == 0:
                 break
             step_positions = step_positions[:, -1:] + 1
-            if count <= len(alive) * CROWDED:
-                keep = compacted(running, count)
+            if (fewer := rows_for(count)) < len(alive):
+                keep = compacted(running, fewer)
                 cache.batch_select_indices(keep)
                 alive, real, bias = alive[keep], real[keep], bias[keep]
                 step_positions, chosen, running = step_positions[keep], chosen[keep], running[keep]
@@ -233,15 +233,26 @@ class Sampler:
         ]
 
 
-def compacted(running: Tensor, count: int) -> Tensor:
-    """Which row comes to each of the first `count` places, so that few rows move.
+def rows_for(count: int) -> int:
+    """Rows that a batch shrinks to when `count` of them run: 4 to 7 times a power of two, at least `FEWEST`.
+
+    Every number of rows would do. But in bf16 oneDNN makes code for each shape of a product and keeps it,
+    half a MiB apiece: few numbers, the same in each batch, are made once, and keep that from growing.
+    """
+    unit = 1 << max((count - 1).bit_length() - 3, 0)
+    return max(-(-count // unit) * unit, FEWEST)
+
+
+def compacted(running: Tensor, size: int) -> Tensor:
+    """Which row comes to each of the first `size` places, so that few rows move.
 
     Args:
-        running: (B,) bool, `count` times True.
+        running: (B,) bool, at most `size` times True.
 
     Returns:
-        (count,) int64: a running row in these places stays; the others are taken by running rows behind them.
+        (size,) int64: a running row in these places stays; running rows behind them take places of others.
     """
     order = torch.arange(len(running), device=running.device)
-    order[:count][~running[:count]] = order[count:][running[count:]]
-    return order[:count]
+    behind = order[size:][running[size:]]
+    order[(~running[:size]).nonzero().squeeze(-1)[: len(behind)]] = behind
+    return order[:size]

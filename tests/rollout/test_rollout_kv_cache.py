@@ -66,9 +66,11 @@ def test_layers_with_a_window_stay_what_they_are(kind: str, roomy: int) -> None:
     assert len(layers) == 2
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
-def test_few_rows_move_and_none_that_runs_is_lost(running: list[bool]) -> None:
-    count = sum(running)
-    places = compacted(torch.tensor(running), count).tolist()
-    assert sorted(places) == [i for i, runs in enumerate(running) if runs]
-    assert all(places[i] == i for i in range(count) if running[i])
+@given(st.data(), st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
+def test_few_rows_move_and_none_that_runs_is_lost(data: st.DataObject, running: list[bool]) -> None:
+    size = data.draw(st.integers(min_value=sum(running), max_value=len(running)))
+    places = compacted(torch.tensor(running), size).tolist()
+    assert len(places) == len(set(places)) == size
+    assert {i for i, runs in enumerate(running) if runs} <= set(places)
+    assert all(places[i] == i for i in range(size) if running[i])
+    assert all(running[place] for i, place in enumerate(places) if place != i)

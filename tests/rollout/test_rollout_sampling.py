@@ -14,12 +14,14 @@ from prefloop.errors import ConfigError
 from prefloop.models.forward import positions, token_logprobs
 from prefloop.rollout import sampling
 from prefloop.rollout.drawing import draw
-from prefloop.rollout.sampling import Rollouts, Sampler, compacted
+from prefloop.rollout.sampling import Rollouts, Sampler, compacted, rows_for
 from prefloop.training.noise import uniforms
 from tests import tiny
 
 KEY = (0, "test", 3)
 PROMPTS = [*tiny.QUESTIONS, "a", "Is the kettle that stands beside the lamp blue, or is it red?"]
+MANY = PROMPTS * 6
+"""More rows than a batch keeps to its end."""
 ROOM = 12
 
 
@@ -81,12 +83,12 @@ def test_tokens_do_not_depend_on_the_batch(policy: tuple[PreTrainedModel, PreTra
     sampler = Sampler(*policy, SamplingConfig(max_new_tokens=ROOM))
     # Many tokens end a completion here, so that rows leave the batch at different steps.
     sampler.stops = torch.arange(40)
-    everything = list(range(len(PROMPTS)))
-    together = completions(sampler.sample(PROMPTS, KEY, batch_size=64), everything)
-    alone = completions(sampler.sample(PROMPTS, KEY, batch_size=1), everything)
-    some = [5, 0, 7]
+    everything = list(range(len(MANY)))
+    together = completions(sampler.sample(MANY, KEY, batch_size=64), everything)
+    alone = completions(sampler.sample(MANY, KEY, batch_size=1), everything)
+    some = [5, 0, 37]
     apart = completions(
-        sampler.sample([PROMPTS[i] for i in some], KEY, [(i,) for i in some], batch_size=2), some
+        sampler.sample([MANY[i] for i in some], KEY, [(i,) for i in some], batch_size=2), some
     )
     assert together == alone
     assert apart == {i: together[i] for i in some}
@@ -100,19 +102,33 @@ def test_rows_that_ended_change_nothing_by_leaving(
 ) -> None:
     sampler = Sampler(*policy, SamplingConfig(max_new_tokens=ROOM))
     sampler.stops = torch.arange(40)
-    moved = list[int]()
+    sizes = list[int]()
 
-    def counted(running: torch.Tensor, count: int) -> torch.Tensor:
-        moved.append(count)
-        return compacted(running, count)
+    def counted(running: torch.Tensor, size: int) -> torch.Tensor:
+        sizes.append(size)
+        return compacted(running, size)
 
     monkeypatch.setattr(sampling, "compacted", counted)
-    leaving = sampler.sample(PROMPTS, KEY)
-    assert moved
-    moved.clear()
-    monkeypatch.setattr(sampling, "CROWDED", 0.0)
-    assert sampler.sample(PROMPTS, KEY).completion_ids == leaving.completion_ids
-    assert not moved
+    leaving = sampler.sample(MANY, KEY)
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert len(sizes) > 1
+    sizes.clear()
+    monkeypatch.setattr(sampling, "rows_for", lambda count: len(MANY))
+    assert sampler.sample(MANY, KEY).completion_ids == leaving.completion_ids
+    assert not sizes
+
+
+def test_batches_shrink_to_few_sizes() -> None:
+    sizes = [rows_for(count) for count in range(1, 257)]
+    assert sorted(set(sizes)) == [16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
+    assert all(size >= count for count, size in enumerate(sizes, start=1))
+
+
+@settings(deadline=None)
+@given(st.integers(min_value=16, max_value=2**40))
+def test_a_batch_has_at_most_a_quarter_of_rows_in_vain(count: int) -> None:
+    assert count <= rows_for(count) <= count * 5 / 4
+    assert rows_for(rows_for(count)) == rows_for(count)
 
 
 def test_another_key_draws_other_tokens(policy: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:

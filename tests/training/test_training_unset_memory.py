@@ -30,14 +30,14 @@ def as_before() -> Iterator[None]:
     deterministic.fill_uninitialized_memory = fills
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path, precision: str = "fp32") -> dict[str, torch.Tensor]:
     """Of a model that a few demonstrations were learned by."""
     tokenizer = tiny.tokenizer()
     model = tiny.model(tokenizer)
     shown = [{"prompt": asked, "completion": "It is blue."} for asked in tiny.QUESTIONS]
     rows, _ = encode_demonstrations(shown, tokenizer, 48)
     config = SFTConfig(steps=3, batch_size=4, learning_rate=1e-2)
-    run = {"seed": 0, "precision": "fp32", "checkpoints": Checkpoints(folder, 1e9), "recorder": Silent()}
+    run = {"seed": 0, "precision": precision, "checkpoints": Checkpoints(folder, 1e9), "recorder": Silent()}
     finetune(model, tokenizer, rows, config, **run)  # type: ignore[arg-type]
     return model.state_dict()
 

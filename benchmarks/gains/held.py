@@ -1,0 +1,83 @@
+"""Of what a process holds for each shape of a product in bf16: its time, and the MiB by which it grows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from random import Random
+from unittest import mock
+
+from benchmarks.gains.measure import Gain, gain_of, spent
+from benchmarks.gains.processes import asked
+from benchmarks.gains.training import four_steps, rows_of
+from benchmarks.peers.clock import forget_peak, peak, resident
+from benchmarks.timing.material import conversations
+from benchmarks.timing.sizes import CPU_LENGTHS
+from prefloop.config.compute import ComputeConfig
+from prefloop.config.rollout import SamplingConfig
+from prefloop.models.loading import load_policy
+from prefloop.rollout import sampling
+from prefloop.training.environment import apply, resolve
+
+STEPS = 48
+"""Of SFT, which rows nobody saw together before."""
+CALLS = 5
+"""Times that 256 answers are sampled."""
+KEPT = {"LRU_CACHE_CAPACITY": "1024"}
+"""Torch's own."""
+
+
+Work = Callable[[], object]
+
+
+def shapes(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """Nothing kept beside what oneDNN keeps; and batches of few sizes."""
+    training = f"held.training({name!r}, {str(folder)!r}, {threads})"
+    sampling_often = f"held.sampling_often({name!r}, {str(folder)!r}, {threads}, few={{}})"
+    compared = {
+        f"what was prepared for a product is not kept, {STEPS} steps of SFT at {name}, short rows, bf16": (
+            partial(asked, training, {}),
+            partial(asked, training, KEPT),
+        ),
+        "batches shrink to few sizes (without: each row leaves at once), "
+        f"{CALLS} times 256 answers at {name}, bf16": (
+            partial(asked, sampling_often.format(True), {}),
+            partial(asked, sampling_often.format(False), {}),
+        ),
+    }
+    for technique, (with_it, without) in compared.items():
+        pairs = [(with_it(), without()) for _ in range(max(rounds // 2, 3))]
+        yield gain_of(technique, [(ours["ms"], theirs["ms"]) for ours, theirs in pairs])
+        grown = [(ours["MiB"], theirs["MiB"]) for ours, theirs in pairs]
+        yield gain_of(f"{technique}: MiB by which a process grows, not ms", grown)
+
+
+def training(name: str, folder: str, threads: int) -> dict[str, float]:
+    """Of steps of SFT."""
+    apply(resolve(ComputeConfig(device="cpu", precision="bf16")), threads)
+    model, tokenizer = load_policy(Path(folder))
+    rows = rows_of(name, model, tokenizer, CPU_LENGTHS["short"], 4, "bf16")
+    shuffled = Random(0)
+    return measured([partial(four_steps, rows, shuffled)] * (STEPS // 4))
+
+
+def sampling_often(name: str, folder: str, threads: int, *, few: bool) -> dict[str, float]:
+    """Of answers whose batches shrink to `few` sizes, or with each that ends."""
+    apply(resolve(ComputeConfig(device="cpu", precision="bf16")), threads)
+    model, tokenizer = load_policy(Path(folder))
+    sampler = sampling.Sampler(model, tokenizer, SamplingConfig(max_new_tokens=96), "bf16")
+    prompts = [row["prompt"] for row in conversations(len(tokenizer), CPU_LENGTHS["short"], 256)]
+    with nullcontext() if few else mock.patch.object(sampling, "rows_for", lambda count: count):
+        return measured([partial(sampler.sample, prompts, (0, "held", call)) for call in range(CALLS)])
+
+
+def measured(works: Sequence[Work]) -> dict[str, float]:
+    """Median processor time of what comes after the first, and the growth of all of it to its peak."""
+    before = resident()
+    if not forget_peak():
+        raise RuntimeError("this system does not tell a process's peak: leave out the part `shapes`")
+    times = [spent(work) for work in works]
+    return {"ms": statistics.median(times[1:]), "MiB": (peak() - before) / 2**20}
