@@ -24,6 +24,7 @@ from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
 from prefloop.models import chosen_logprobs, forward, ragged
 from prefloop.models.forward import token_logprobs
+from prefloop.models.layout import Layout
 from prefloop.models.reward_model import RewardModel
 from prefloop.models.shared_prompt import tree_of, tree_scores
 from prefloop.training import language_model
@@ -187,6 +188,14 @@ def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
         assert abs(step() - whole(step)) < 1e-5 * abs(step())
         what = f"the last block where it is wanted, a step of {method} at {name}, {lengths.name} rows"
         yield compare(what, step, partial(whole, step), rounds)
+
+    def asking_everywhere() -> float:
+        with mock.patch.object(Layout, "where_asked", lambda layout, _: layout):
+            return score()
+
+    assert abs(score() - asking_everywhere()) < 1e-5 * abs(score())
+    what = f"queries of the last block where they are wanted, a step of the reward model at {name}"
+    yield compare(f"{what}, {lengths.name} rows", score, asking_everywhere, rounds)
 
 
 def head(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:

@@ -63,29 +63,37 @@ def beforehand(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
 
 
 def written_out(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Attention of rows that nobody saw together before, as products in bf16 of all its heads at once."""
+    """Attention as products of all its heads at once, in bf16 and, as short rows have it, in float32."""
     rows = rows_of(name, model, tokenizer, lengths, 4, "bf16")
     in_four, first = partial(four_steps, rows, Random(0)), range(lengths.batch)
+    for kind, longest in (("bf16", 0), ("float32", ragged.FULL_PRECISION)):
 
-    def products(work: Any = in_four) -> Any:
-        with (
-            mock.patch.object(ragged, "scaled_dot_product_attention", attention_of_products),
-            mock.patch.object(ragged, "FULL_PRECISION", 0),
-        ):
-            return work()
+        def products(work: Any = in_four, longest: int = longest) -> Any:
+            with (
+                mock.patch.object(ragged, "scaled_dot_product_attention", attention_of_products),
+                mock.patch.object(ragged, "FULL_PRECISION", longest),
+            ):
+                return work()
 
-    _same(products(partial(learn, rows, first)), learn(rows, first), "bf16")
-    what = f"in bf16, attention as batched products, four steps of SFT at {name}, {lengths.name} rows"
-    yield compare(what, products, in_four, rounds, use="dropped")
+        _same(products(partial(learn, rows, first)), learn(rows, first), "bf16")
+        what = f"in bf16, attention as batched products in {kind}, four steps of SFT at {name}"
+        yield compare(f"{what}, {lengths.name} rows", products, in_four, rounds, use="dropped")
 
 
 def attention_of_products(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, **_: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None,
+    attn_mask: Tensor | None = None,
+    **_: Any,
 ) -> Tensor:
     """Causal attention, (B, H, T, D), in the precision that autocast gives products."""
-    later = torch.full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1)
+    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
+    hidden = torch.zeros(()).where(~later if attn_mask is None else attn_mask, -torch.inf)
     scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-    return torch.softmax(scores.float() + later, dim=-1) @ value
+    return torch.softmax(scores.float() + hidden, dim=-1) @ value
 
 
 def halves(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:

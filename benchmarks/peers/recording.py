@@ -98,7 +98,7 @@ def laid_out(ids: Tensor, layout: Any) -> list[list[int]]:
     """The sequences that attention sees of tokens end to end.
 
     Args:
-        ids: (N,) int64. layout: prefloop's (`prefloop.models.ragged.Layout`).
+        ids: (N,) int64. layout: prefloop's (`prefloop.models.layout.Layout`).
     """
     cells = torch.arange(len(ids)) if layout.tokens is None else layout.tokens
     groups = cells.split([count * width for count, width in layout.shapes])

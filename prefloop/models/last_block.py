@@ -18,16 +18,18 @@ _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 @contextmanager
-def narrowed(trunk: Any, wanted: Tensor) -> Iterator[None]:
+def narrowed(trunk: Any, wanted: Tensor, **told: Any) -> Iterator[None]:
     """Within it the trunk's last block gives the `wanted` tokens of its (1, N, D) alone.
 
     Args:
         trunk: one that `is_plain`. wanted: (n,) int64.
+        told: what its attention is told instead of what the others are.
     """
     block = trunk.layers[-1]
 
     def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden_states), **kwargs)
+        normed = block.input_layernorm(hidden_states)
+        attended, _ = block.self_attn(hidden_states=normed, **(kwargs | told))
         chosen = (hidden_states + attended).index_select(1, wanted)
         outcome: Tensor = chosen + block.mlp(block.post_attention_layernorm(chosen))
         return outcome

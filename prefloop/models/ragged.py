@@ -8,9 +8,10 @@ and be spread into each of them, so that a tree (`prefloop.models.shared_prompt`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,13 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from prefloop.data.batching import length_groups
 from prefloop.models.last_block import is_plain, narrowed
+from prefloop.models.layout import Layout, layout_of
 
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
-GROUP_COST = 128
-"""Padded tokens that a further group of rows has to save attention, for its small operations."""
 FULL_PRECISION = 512
 """Tokens up to which rows are attended to in float32 where the rest is bf16. In bf16 torch's attention calls
 a product of its own for each small block of a head, which on rows of a hundred tokens takes several times as
@@ -33,97 +32,6 @@ long."""
 STEADY = 64
 """In bf16 tokens come in multiples of this. For each new shape of a product machine code is made, which takes
 as long as a small product does, and stays in memory; a shape of one step's own is never asked for again."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How flat tokens are spread into the rows that attention sees, padded on the right, and collected again.
-
-    Attributes:
-        shapes: (B, W) of each group of rows of like length; their cells follow each other, C in all.
-        tokens: (C,) int64, the flat token in each cell; on padding any of the row's, since nothing real looks
-            at what stands there. None where cells and tokens are the same.
-        cells: (N,) int64, the cell in which each flat token is a query. None likewise.
-    """
-
-    shapes: Sequence[tuple[int, int]]
-    tokens: Tensor | None
-    cells: Tensor | None
-
-    def lengthened(self, further: int) -> Layout:
-        """With so many flat tokens more at the end, which nothing attends to."""
-        if not further:
-            return self
-        total = sum(count * width for count, width in self.shapes)
-        cells = torch.arange(total) if self.cells is None else self.cells
-        tokens = torch.arange(total) if self.tokens is None else self.tokens
-        return Layout(self.shapes, tokens, pad(cells, (0, further)))
-
-    @property
-    def rows(self) -> int:
-        """How many sequences there are."""
-        return sum(count for count, _ in self.shapes)
-
-    def spread(self, flat: Tensor) -> list[Tensor]:
-        """(N, H, D) -> (B, H, W, D) for each group."""
-        cells = flat if self.tokens is None else flat.index_select(0, self.tokens)
-        sizes = [count * width for count, width in self.shapes]
-        parts = cells.split(sizes) if len(sizes) > 1 else (cells,)
-        return [
-            part.view(*shape, *part.shape[1:]).transpose(1, 2)
-            for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-
-    def collect(self, groups: Sequence[Tensor]) -> Tensor:
-        """(B, H, W, D) of each group -> (N, H, D)."""
-        parts = [group.transpose(1, 2).flatten(0, 1) for group in groups]
-        cells = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return cells if self.cells is None else cells.index_select(0, self.cells)
-
-
-def layout_of(
-    starts: Sequence[int],
-    lengths: Sequence[int],
-    prefix_starts: Sequence[int] | None = None,
-    prefix_lengths: Sequence[int] | None = None,
-) -> Layout:
-    """The layout of sequences that are each a stretch of the flat tokens, after a prefix that some may share.
-
-    Args:
-        starts, lengths: of each sequence's own stretch. All stretches and prefixes make up the flat tokens.
-        prefix_starts, prefix_lengths: of what stands before; sequences with an equal prefix_start share it.
-            None: nothing.
-    """
-    start, length = torch.tensor(starts), torch.tensor(lengths)
-    before = torch.zeros_like(length) if prefix_lengths is None else torch.tensor(prefix_lengths)
-    shared = torch.zeros_like(length) if prefix_starts is None else torch.tensor(prefix_starts)
-    whole: list[int] = (before + length).tolist()
-    shapes, tokens, places, cells = [], [], [], []
-    askers, first = dict[int, int](), 0
-    for group in length_groups(whole, "cpu", overhead=GROUP_COST):
-        row = torch.tensor(group)
-        width = max(whole[i] for i in group)
-        place = torch.arange(width)
-        limit = (before + length)[row].unsqueeze(1)
-        prefix = before[row].unsqueeze(1)
-        within = torch.minimum(place, limit - 1)
-        token = within + torch.where(
-            within < prefix, shared[row].unsqueeze(1), start[row].unsqueeze(1) - prefix
-        )
-        shapes.append((len(group), width))
-        tokens.append(token.flatten())
-        asks = place < limit
-        if prefix_starts is not None:  # a prefix's queries are those of the first sequence that has it
-            asker = [askers.setdefault(prefix_starts[i], i) == i for i in group]
-            asks &= (place >= prefix) | torch.tensor(asker).unsqueeze(1)
-        asking = asks.flatten().nonzero().squeeze(1)
-        places.append(tokens[-1][asking])
-        cells.append(asking + first)
-        first += len(group) * width
-    token, place, cell = torch.cat(tokens), torch.cat(places), torch.cat(cells)
-    if len(token) == len(place) and bool((token == torch.arange(len(token))).all()):
-        return Layout(shapes, None, None)
-    return Layout(shapes, token, torch.empty_like(place).index_copy(0, place, cell))
 
 
 @dataclass(frozen=True)
@@ -175,7 +83,7 @@ def attention(
         query: (1, H, N, D). key, value: (1, G, N, D), of which each serves H / G heads.
 
     Returns:
-        (1, N, H, D).
+        (1, N, H, D); 0 for tokens that do not ask, where the layout says which do.
     """
     widest = max(width for _, width in layout.shapes)
     if torch.is_autocast_enabled("cpu") and widest <= FULL_PRECISION:
@@ -188,15 +96,24 @@ def attention(
 def _attended(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float
 ) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    spread = (layout.spread(states[0].transpose(0, 1)) for states in (query, key, value))
+    how: dict[str, Any] = {
+        "dropout_p": dropout,
+        "scale": scaling,
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    asking, *seen = (states[0].transpose(0, 1) for states in (query, key, value))
+    keys, values = map(layout.spread, seen)
+    if layout.asked is None:
+        found = [
+            scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+            for q, k, v in zip(layout.spread(asking), keys, values, strict=True)
+        ]
+        return layout.collect(found).unsqueeze(0)
     found = [
-        scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
-        )
-        for q, k, v in zip(*spread, strict=True)
+        scaled_dot_product_attention(q, k, v, attn_mask=mask, **how)
+        for (q, mask), k, v in zip(layout.asked.spread(asking), keys, values, strict=True)
     ]
-    return layout.collect(found).unsqueeze(0)
+    return layout.asked.collect(found, len(asking)).unsqueeze(0)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
@@ -217,7 +134,7 @@ def flat_states(
         layout = layout.lengthened(further)
         wanted = pad(wanted, (0, -count % STEADY))
     if len(wanted) < len(input_ids) and narrows(trunk):
-        with narrowed(trunk, wanted):
+        with narrowed(trunk, wanted, layout=layout.where_asked(wanted[:count])):
             return _states(trunk, input_ids, position_ids, layout)[:count]
     return _states(trunk, input_ids, position_ids, layout).index_select(0, wanted)[:count]
 
@@ -313,16 +230,20 @@ def _does_read_flat(trunk: Any) -> bool:
 
 
 def _does_narrow(trunk: Any) -> bool:
-    flat, wanted = flatten(_ROWS, _REAL, _PLACES), torch.tensor([1, 5, 8])
+    flat = flatten(_ROWS, _REAL, _PLACES)
 
     def whole() -> Tensor:
         return _states(trunk, flat.input_ids, flat.position_ids, flat.layout)
 
-    def narrow() -> Tensor:
-        with narrowed(trunk, wanted):
+    def narrow(wanted: Tensor) -> Tensor:
+        with narrowed(trunk, wanted, layout=flat.layout.where_asked(wanted)):
             return whole()
 
-    return alike(trunk, narrow, lambda: whole()[wanted])
+    def chosen(wanted: Tensor) -> Tensor:
+        return whole()[wanted]
+
+    some, ends = torch.tensor([1, 5, 8]), torch.tensor([5, 8])
+    return all(alike(trunk, partial(narrow, few), partial(chosen, few)) for few in (some, ends))
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from prefloop.models.adapters import plain
 from prefloop.models.chosen_logprobs import chosen_logprobs
 from prefloop.models.forward import adjusts_logits, forward_groups, hidden_states, precision_context
 from prefloop.models.heads import read
-from prefloop.models.ragged import Layout, attends_plainly, flat_states, layout_of, reads_flat
+from prefloop.models.layout import Layout, layout_of
+from prefloop.models.ragged import attends_plainly, flat_states, reads_flat
 
 ATTENTION_COST = 1 / 4
 """What a token costs in attention for each token that it may look at, in layers of width 1, to what it costs

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from prefloop.models import ragged
 from prefloop.models.forward import hidden_states, preceding, token_logprobs
 from prefloop.models.last_block import is_plain, narrowed
+from prefloop.models.layout import Layout
 from prefloop.models.ragged import narrows, reads_flat
-from prefloop.models.shared_prompt import Tree, tree_logprobs
+from prefloop.models.reward_model import RewardModel
+from prefloop.models.shared_prompt import Tree, tree_logprobs, tree_scores
 from tests import tiny
 
 BATCH = torch.tensor([[3, 9, 4, 17, 5, 8, 2], [6, 2, 11, 0, 0, 0, 0], [12, 7, 7, 1, 0, 0, 0]])
@@ -46,6 +49,38 @@ def test_what_is_wanted_is_what_the_whole_block_gives(kind: str) -> None:
     found = learned(model)
     with whole():
         expected = learned(model)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_scores_are_those_of_the_whole_block(kind: str, tmp_path: Path) -> None:
+    folder = tiny.saved(tmp_path / "trunk", kind=kind, layers=2)
+    model = RewardModel.create(folder, seed=0).model.double().train()
+    trees = [*TREES, Tree([5, 6, 7, 8, 2], [[9, 9, 9, 1], [11], [3, 4]])]
+    assert narrows(model.base_model)
+    asked = list[bool]()
+
+    def scored() -> list[Tensor]:
+        model.zero_grad()
+        scores = tree_scores(model, trees, 0, "fp32")
+        (scores * torch.arange(1.0, len(scores) + 1).unsqueeze(1)).sum().backward()
+        return [scores, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    own = Layout.where_asked
+
+    def noted(layout: Layout, wanted: Tensor) -> Layout:
+        found = own(layout, wanted)
+        asked.append(found.asked is not None)
+        return found
+
+    with mock.patch.object(Layout, "where_asked", noted):
+        found = scored()
+    assert asked
+    assert all(asked)
+    with whole():
+        expected = scored()
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """Sequences end to end against the same ones padded, and against attention written out."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prefloop.models import layout as layouts
 from prefloop.models import ragged
 from prefloop.models.forward import (
     TOKENS_AT_ONCE,
@@ -16,7 +18,8 @@ from prefloop.models.forward import (
     precision_context,
     token_logprobs,
 )
-from prefloop.models.ragged import flatten, layout_of, reads_flat
+from prefloop.models.layout import layout_of
+from prefloop.models.ragged import flatten, reads_flat
 from tests import tiny
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -48,6 +51,36 @@ def test_attention_is_within_each_sequence(lengths: list[int], seed: int) -> Non
     sequences = [list(range(start, start + length)) for start, length in zip(starts, lengths, strict=True)]
     found = through(*states, layout_of(starts, lengths))
     torch.testing.assert_close(found, attended(*states, sequences))
+
+
+@given(LENGTHS, st.data(), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_few_queries_find_what_all_do(lengths: list[int], data: st.DataObject, seed: int) -> None:
+    draw, count = torch.Generator().manual_seed(seed), sum(lengths)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    states = [torch.randn(count, 2, 4, generator=draw, dtype=torch.float64) for _ in range(3)]
+    for state in states:
+        state.requires_grad_()
+    layout = layout_of(starts, lengths)
+    wanted = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=6))
+    with mock.patch.object(layouts, "FEW", 1):
+        few = layout.where_asked(torch.tensor(wanted))
+    assert few.asked is not None
+    found, everything = through(*states, few), through(*states, layout)
+    torch.testing.assert_close(found[wanted], everything[wanted])
+    assert not found[[i for i in range(count) if i not in wanted]].any()
+    weight = torch.randn(len(wanted), 2, 4, generator=draw, dtype=torch.float64)
+    expected = torch.autograd.grad((everything[wanted] * weight).sum(), states)
+    for one, other in zip(torch.autograd.grad((found[wanted] * weight).sum(), states), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_queries_are_apart_where_they_are_few() -> None:
+    layout = layout_of([0, 5], [5, 3])
+    assert layout.where_asked(torch.tensor([4, 7])).asked is not None
+    assert layout.where_asked(torch.tensor([7])).asked is not None
+    assert layout.where_asked(torch.tensor([2, 3, 4, 7])).asked is None
+    assert layout.where_asked(torch.tensor([], dtype=torch.long)).asked is None
 
 
 def test_sequences_that_share_a_prefix_attend_to_it_and_to_themselves() -> None:
