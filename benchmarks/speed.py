@@ -1,7 +1,7 @@
 """Times prefloop and its peers side by side: trainings against TRL, sampling against transformers.
 
     python -m benchmarks.speed [METHOD ...] [--sizes 1m 7m 30m] [--lengths short long] [--rounds 3]
-        [--steps N] [--threads N] [--json FILE] [--markdown FILE] [--strict]
+        [--steps N] [--threads N] [--precision fp32] [--json FILE] [--markdown FILE] [--strict]
 
 Methods are sft, dpo, reward, kto, grpo, rloo, ppo and generate; all of them by default. docs/speed.md says
 what is compared, and how TRL is tuned. Exits with 1 if a side fails or losses disagree; with --strict also if
@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="times that each side runs")
     parser.add_argument("--steps", type=int, default=0, help="of a training; 0 takes the size's own")
     parser.add_argument("--threads", type=int, default=environment.threads, help="of each process")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of both sides; else compute's own choice"
+    )
     parser.add_argument("--tuned-only", action="store_true", help="leave out TRL as it comes")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed, too")
     parser.add_argument("--json", type=Path, help="write everything that was recorded to this file")
@@ -57,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.steps and options.steps < 4:
         parser.error("--steps must be at least 4: the first ones warm up")
     logging.disable_progress_bar()
+    if options.precision:
+        environment = replace(environment, precision=options.precision)
     asked = Asked(
         environment,
         options.threads,
