@@ -26,33 +26,32 @@ STEPS = 48
 """Of SFT, which rows nobody saw together before."""
 CALLS = 5
 """Times that 256 answers are sampled."""
-KEPT = {"LRU_CACHE_CAPACITY": "1024"}
-"""Torch's own."""
-
+FORGETTING = {"LRU_CACHE_CAPACITY": "1"}
+"""Torch keeps nothing of its own for a shape; oneDNN does."""
 
 Work = Callable[[], object]
+Measured = Callable[[], dict[str, float]]
 
 
 def shapes(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
-    """Nothing kept beside what oneDNN keeps; and batches of few sizes."""
-    training = f"held.training({name!r}, {str(folder)!r}, {threads})"
-    sampling_often = f"held.sampling_often({name!r}, {str(folder)!r}, {threads}, few={{}})"
-    compared = {
-        f"what was prepared for a product is not kept, {STEPS} steps of SFT at {name}, short rows, bf16": (
-            partial(asked, training, {}),
-            partial(asked, training, KEPT),
-        ),
-        "batches shrink to few sizes (without: each row leaves at once), "
-        f"{CALLS} times 256 answers at {name}, bf16": (
-            partial(asked, sampling_often.format(True), {}),
-            partial(asked, sampling_often.format(False), {}),
-        ),
-    }
-    for technique, (with_it, without) in compared.items():
-        pairs = [(with_it(), without()) for _ in range(max(rounds // 2, 3))]
-        yield gain_of(technique, [(ours["ms"], theirs["ms"]) for ours, theirs in pairs])
-        grown = [(ours["MiB"], theirs["MiB"]) for ours, theirs in pairs]
-        yield gain_of(f"{technique}: MiB by which a process grows, not ms", grown)
+    """Batches of few sizes; and nothing kept beside what oneDNN keeps."""
+    sampled = f"held.sampling_often({name!r}, {str(folder)!r}, {threads}, few={{}})"
+    few, many = (partial(asked, sampled.format(flag), {}) for flag in (True, False))
+    what = "batches shrink to few sizes (without: each row leaves at once)"
+    calls = f"{what}, {CALLS} times 256 answers at {name}, bf16"
+    yield from _both(calls, few, many, rounds, "kept")
+    trained = partial(asked, f"held.training({name!r}, {str(folder)!r}, {threads})")
+    what = "torch keeps nothing of its own for a shape (LRU_CACHE_CAPACITY)"
+    steps = f"{what}, {STEPS} steps of SFT at {name}, short rows, bf16"
+    yield from _both(steps, partial(trained, FORGETTING), partial(trained, {}), rounds, "dropped")
+
+
+def _both(technique: str, with_it: Measured, without: Measured, rounds: int, use: str) -> Iterator[Gain]:
+    """Time and growth, of processes in turn."""
+    pairs = [(with_it(), without()) for _ in range(max(rounds // 2, 3))]
+    yield gain_of(technique, [(ours["ms"], theirs["ms"]) for ours, theirs in pairs], use=use)
+    grown = [(ours["MiB"], theirs["MiB"]) for ours, theirs in pairs]
+    yield gain_of(f"{technique}: MiB by which a process grows, not ms", grown, use=use)
 
 
 def training(name: str, folder: str, threads: int) -> dict[str, float]:

@@ -1,11 +1,9 @@
-"""What a process holds: memory that a training frees, as its next step asks for the same sizes again; not
-what can be had again at once."""
+"""Memory that a training frees stays with its process: the next step asks for the same sizes again."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -31,14 +29,3 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, 2 * _LARGE - 1))
-
-
-def forget_products() -> None:
-    """Has torch not keep what it prepared for a product in bf16, for each shape, up to 1,024 of them.
-
-    oneDNN, for which it prepares them, keeps its own and finds it at once (`python -m benchmarks.techniques
-    shapes`). On Arm, where that is not so, nothing changes. It counts before the first product; whoever set
-    the variable keeps what they chose.
-    """
-    if platform.machine() in ("x86_64", "AMD64"):
-        os.environ.setdefault("LRU_CACHE_CAPACITY", "1")

@@ -14,7 +14,7 @@ from typing import Any
 from prefloop.config.compute import ComputeConfig
 from prefloop.errors import ConfigError, DataError
 from prefloop.files import read_json
-from prefloop.training.allocator import forget_products, keep_freed_memory
+from prefloop.training.allocator import keep_freed_memory
 
 _FAST_BF16 = {"avx512_bf16", "amx_bf16"}
 
@@ -105,7 +105,6 @@ def apply(environment: Environment, threads: int = 0) -> None:
     """Sets threads (the environment's where `threads` is 0), deterministic algorithms, and how this process
     keeps memory."""
     keep_freed_memory()
-    forget_products()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
     from transformers.utils import logging

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.training.allocator import forget_products, keep_freed_memory
+from prefloop.training.allocator import keep_freed_memory
 
 SCRIPT = """
 import json, resource, sys, time
@@ -38,13 +38,8 @@ for name, value in sorted(weights(pathlib.Path(sys.argv[1]), sys.argv[2]).items(
     digest.update(name.encode() + value.numpy().tobytes())
 print(digest.hexdigest())
 """
-OTHERWISE = {
-    "MALLOC_ARENA_TEST": "8",
-    "THP_MEM_ALLOC_ENABLE": "0",
-    "LRU_CACHE_CAPACITY": "1024",
-    "GOMP_SPINCOUNT": "0",
-}
-"""Freed memory goes back, in small pages, products' preparations are kept, and threads sleep at once."""
+OTHERWISE = {"MALLOC_ARENA_TEST": "8", "THP_MEM_ALLOC_ENABLE": "0", "GOMP_SPINCOUNT": "0"}
+"""Freed memory goes back, in small pages, and threads sleep at once."""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -52,7 +47,7 @@ def test_a_training_ends_with_the_same_bytes_either_way(
     tmp_path: Path, repository: Path, precision: str
 ) -> None:
     def trained(name: str, **environment: str) -> str:
-        chosen = ("MALLOC_", "GOMP_", "LRU_CACHE_")
+        chosen = ("MALLOC_", "GOMP_")
         plain = {key: value for key, value in os.environ.items() if not key.startswith(chosen)}
         done = subprocess.run(
             [sys.executable, "-c", TRAINED, str(tmp_path / name), precision],
@@ -92,19 +87,5 @@ def test_what_is_freed_is_not_fetched_anew() -> None:
 def test_whoever_chose_otherwise_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "64")
     assert not keep_freed_memory()
-    forget_products()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
-    assert os.environ["LRU_CACHE_CAPACITY"] == "64"
-
-
-@pytest.mark.parametrize(("machine", "kept"), [("x86_64", "1"), ("aarch64", None)])
-def test_what_is_prepared_for_a_product_is_forgotten_where_it_can_be_had_again(
-    monkeypatch: pytest.MonkeyPatch, machine: str, kept: str | None
-) -> None:
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "")  # so that it is put back
-    monkeypatch.delenv("LRU_CACHE_CAPACITY")
-    forget_products()
-    assert os.environ.get("LRU_CACHE_CAPACITY") == kept
