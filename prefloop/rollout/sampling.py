@@ -22,7 +22,7 @@ from prefloop.training.noise import Key, uniforms
 SAMPLED_AT_ONCE = 256
 """Completions that are sampled at once where nothing says otherwise."""
 FEWEST = 16
-"""Rows from which on fewer would not make a step faster."""
+"""Rows that a batch does not shrink below: each number of rows is code of its own, for little work."""
 
 
 @dataclass
@@ -236,8 +236,8 @@ class Sampler:
 def rows_for(count: int) -> int:
     """Rows that a batch shrinks to when `count` of them run: 4 to 7 times a power of two, at least `FEWEST`.
 
-    Every number of rows would do. But in bf16 oneDNN makes code for each shape of a product and keeps it,
-    half a MiB apiece: few numbers, the same in each batch, are made once, and keep that from growing.
+    Every number of rows would do. But in bf16 oneDNN makes code for each shape of a product and keeps it:
+    few numbers, the same in each batch, are made once (`python -m benchmarks.techniques shapes`).
     """
     unit = 1 << max((count - 1).bit_length() - 3, 0)
     return max(-(-count // unit) * unit, FEWEST)
