@@ -14,8 +14,8 @@ from prefloop.data.batching import length_groups
 GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
 FEW = 4
-"""One slot in so many cells: up to there queries stand apart. Causal attention of whole rows leaves half of its
-products out, so that more would not save much."""
+"""One slot in so many cells: up to there queries stand apart. Causal attention of whole rows leaves half of
+its products out, so that more would not save much."""
 
 
 @dataclass(frozen=True)
