@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -109,42 +112,45 @@ def test_what_somebody_changed_is_brought_back_and_what_was_switched_off_stays_o
 
 
 @pytest.mark.slow
-def test_a_run_without_heartbeats_is_marked_as_crashed_and_one_that_ended_is_not(client):
-    before = len(actions(client, "executed"))
-    put(client, zombies(timedelta(seconds=10)))
+def test_a_run_without_heartbeats_is_marked_as_crashed_and_one_that_ended_is_not(client, server):
+    put(client, zombies(timedelta(seconds=20)))
     try:
         gone, ended, idle = (start_run(client, "prefloop-run", name) for name in ("gone", "ended", "idle"))
         silent = start_run(client, "prefloop-run", "never sent a heartbeat")
-        for run in (ended, idle, gone):
-            emit(client, HEARTBEAT, f"prefect.flow-run.{run.id}")
-        time.sleep(2)  # events that come within milliseconds are looked at in any order
-        set_state(client, ended, Completed())
-        set_state(client, idle, Completed(name=SKIPPED))
-        wait_until(lambda: client.read_flow_run(gone.id).state.is_crashed(), 60)
-        assert "no heartbeat for 10 s" in str(client.read_flow_run(gone.id).state.message)
+        for run, end in ((ended, Completed()), (idle, Completed(name=SKIPPED)), (gone, None)):
+            until_counted(server, run, {0}, partial(emit, client, HEARTBEAT, f"prefect.flow-run.{run.id}"))
+            if end:  # what needs no heartbeat any more is soon forgotten
+                until_counted(server, run, {1, None}, partial(set_state, client, run, end))
+        wait_until(lambda: client.read_flow_run(gone.id).state.is_crashed(), 90)
+        assert "no heartbeat for 20 s" in str(client.read_flow_run(gone.id).state.message)
         assert client.read_flow_run(ended.id).state.is_completed()
+        assert client.read_flow_run(idle.id).state.name == SKIPPED
         assert client.read_flow_run(silent.id).state.is_running(), "nothing is known of it"
         set_state(client, silent, Completed())
-        wait_until(lambda: len(actions(client, "executed")) > before, 60)  # written a while later
-        tried = {
-            run for end in ("executed", "failed") for event in actions(client, end) for run in about(event)
-        }
-        assert str(gone.id) in tried
-        assert not {str(ended.id), str(idle.id)} & tried, "what ended is left alone"
     finally:
         put(client, zombies())
 
 
-def actions(client: SyncPrefectClient, end: str) -> list[dict[str, Any]]:
-    """The events of automations' actions that were "executed" or "failed", as the server wrote them down."""
-    asked = {"filter": {"event": {"name": [f"prefect.automation.action.{end}"]}}}
-    return list(client._client.post("/events/filter", json=asked).json()["events"])
+def until_counted(server: Server, run: FlowRun, counts: set[int | None], send: Callable[[], None]) -> None:
+    """Sends an event until the server has counted it; within 15 s, before the run counts as silent.
+
+    Prefect drops an event for which its SQLite was locked four times, as happens on a busy machine.
+    """
+    for _ in range(3):
+        send()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if counted(server, run) in counts:
+                return
+            time.sleep(0.05)
+    raise AssertionError(f"{run.name}: {counted(server, run)} events counted, not {counts}")
 
 
-def about(event: dict[str, Any]) -> set[str]:
-    """Ids of the flow runs that an event is related to."""
-    names = {resource["prefect.resource.id"] for resource in event["related"]}
-    return {name.removeprefix("prefect.flow-run.") for name in names if name.startswith("prefect.flow-run.")}
+def counted(server: Server, run: FlowRun) -> int | None:
+    """How many events that end the wait came since a run's heartbeat; None while nothing is waited for."""
+    with closing(sqlite3.connect(f"file:{server.folder}/prefect/prefect.db?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT bucketing_key, count FROM automation_bucket").fetchall()
+    return dict(rows).get(json.dumps([f"prefect.flow-run.{run.id}"]))
 
 
 @pytest.mark.slow
