@@ -14,6 +14,7 @@ from prefloop.data.batching import length_groups
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
 from prefloop.models.chosen_logprobs import chosen_logprobs, entropies
+from prefloop.models.halves import halves
 from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
@@ -81,6 +82,23 @@ def forward_groups(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[
         groups[min(int(filled / each), passes - 1)].append(i)
         filled += lengths[i]
     return [group for group in groups if group]
+
+
+def passes_of(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[list[int]]]:
+    """`forward_groups`, each alone, or a single one in two halves that go `side_by_side`.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Indices into `lengths`, of what goes at the same time.
+    """
+    groups, trunk = forward_groups(model, lengths), plain(model).base_model
+    if len(groups) == 1 and reads_flat(trunk) and not adjusts_logits(model):
+        found = halves(trunk, lengths)
+        if found is not None:
+            return [found]
+    return [[group] for group in groups]
 
 
 def hidden_states(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,29 +18,39 @@ from torch import Tensor, nn
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 """Of a block that adds attention to its input, and the feed-forward layer to that."""
 
+_Narrowed = tuple[Any, Tensor, dict[str, Any]]
+
+_NARROWED: ContextVar[_Narrowed | None] = ContextVar("narrowed", default=None)
+"""The block that gives some tokens alone, these, and what its attention is told, in this thread's pass."""
+
 
 @contextmanager
 def narrowed(trunk: Any, wanted: Tensor, **told: Any) -> Iterator[None]:
-    """Within it the trunk's last block gives the `wanted` tokens of its (1, N, D) alone.
+    """Within it the trunk's last block gives the `wanted` tokens of its (1, N, D) alone, in this thread.
 
     Args:
         trunk: one that `is_plain`. wanted: (n,) int64.
         told: what its attention is told instead of what the others are.
     """
     block = trunk.layers[-1]
-
-    def forward(hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        normed = block.input_layernorm(hidden_states)
-        attended, _ = block.self_attn(hidden_states=normed, **(kwargs | told))
-        chosen = (hidden_states + attended).index_select(1, wanted)
-        outcome: Tensor = chosen + block.mlp(block.post_attention_layernorm(chosen))
-        return outcome
-
-    block.forward = forward
+    block.forward = MethodType(_forward, block)  # it stays; deepcopy binds a method to the copy
+    token = _NARROWED.set((block, wanted, told))
     try:
         yield
     finally:
-        del block.forward
+        _NARROWED.reset(token)
+
+
+def _forward(block: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What stands in for a block's own forward, which it calls where nothing is `narrowed`."""
+    found = _NARROWED.get()
+    if found is None or found[0] is not block:
+        return type(block).forward(block, hidden_states, *args, **kwargs)
+    _, wanted, told = found
+    normed = block.input_layernorm(hidden_states)
+    attended, _ = block.self_attn(hidden_states=normed, **(kwargs | told))
+    chosen = (hidden_states + attended).index_select(1, wanted)
+    return chosen + block.mlp(block.post_attention_layernorm(chosen))
 
 
 def is_plain(trunk: Any) -> bool:
@@ -52,7 +64,7 @@ def is_plain(trunk: Any) -> bool:
         isinstance(blocks, nn.ModuleList)
         and len(blocks) > 0
         and all(isinstance(getattr(blocks[-1], name, None), nn.Module) for name in _PARTS)
-        and "forward" not in vars(blocks[-1])
+        and getattr(vars(blocks[-1]).get("forward"), "__func__", _forward) is _forward
         and not trunk._forward_pre_hooks
         and not getattr(blocks[-1], "gradient_checkpointing", False)
     )

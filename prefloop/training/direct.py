@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
@@ -14,7 +15,8 @@ from prefloop.config.direct import PairwiseConfig
 from prefloop.data.batching import Order, chunks, collate, steps_in
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError
-from prefloop.models.forward import forward_groups, precision_context, token_logprobs
+from prefloop.models.forward import passes_of, precision_context, token_logprobs
+from prefloop.models.halves import side_by_side
 from prefloop.models.shared_prompt import Tree, tree_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
@@ -45,14 +47,18 @@ def completion_logprobs(
         return found, torch.tensor([sum(flags) for flags in wanted], device=found.device)
     device = model.device.type
     batch = collate(rows, tokenizer).to(device)
-    groups = forward_groups(model, batch.attention_mask.sum(dim=-1).tolist())
-    sums = []
-    for group in groups:
+
+    def of_group(group: list[int]) -> Tensor:
         part = batch.rows(group)
         with precision_context(precision, device):
             logprobs, _ = token_logprobs(model, part.input_ids, part.attention_mask, part.wanted)
-        sums.append(logprobs.sum(dim=-1))
-    place = torch.tensor([i for group in groups for i in group], device=device)
+        return logprobs.sum(dim=-1)
+
+    sums, order = list[Tensor](), list[int]()
+    for groups in passes_of(model, batch.attention_mask.sum(dim=-1).tolist()):
+        sums += side_by_side(model, [partial(of_group, group) for group in groups])
+        order += [i for group in groups for i in group]
+    place = torch.tensor(order, device=device)
     together = torch.cat(sums)
     return torch.zeros_like(together).index_copy(0, place, together), batch.wanted.sum(dim=-1)
 

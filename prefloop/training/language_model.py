@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from prefloop.config.training import TrainingConfig
 from prefloop.data.batching import Batch, Order, best_fit, chunks, collate, pack, steps_in
 from prefloop.data.templates import ChatEncoder, Encoded
 from prefloop.errors import DataError, PrefloopError
-from prefloop.models.forward import forward_groups, precision_context, require_isolation, token_logprobs
+from prefloop.models.forward import (
+    forward_groups,
+    passes_of,
+    precision_context,
+    require_isolation,
+    token_logprobs,
+)
+from prefloop.models.halves import side_by_side
 from prefloop.objectives.sft import sft_loss
 from prefloop.training.checkpoints import Checkpoints
 from prefloop.training.distribution import ranks
@@ -191,33 +199,48 @@ class TokenRows:
 
     def parts(self, chosen: Sequence[int], step: int, micro_batch_size: int) -> Iterator[Part]:
         """The parts of a step that learns the rows `chosen`; of several processes each gives its share."""
-        device = self.model.device.type
         sequences = self.average == "sequence"
         total = len(chosen) if sequences else sum(sum(self.rows[i].trainable) for i in chosen)
-        for group in self._forwards(chosen, micro_batch_size):
-            members = [[self.rows[i] for i in row] for row in group]
-            if self.packing:
-                batch = pack(members, self.tokenizer).to(device)
-            else:
-                batch = collate([one for row in members for one in row], self.tokenizer).to(device)
-            weights = sequence_weights(members, batch) if sequences else None
-            noise = noise_of(
-                self.model, self.rows, group, batch, self.neftune_alpha, (*self.key, "neftune", step)
-            )
-            with precision_context(self.precision, device), noisy_embeddings(self.model, noise):
-                logprobs, _ = token_logprobs(
-                    self.model,
-                    batch.input_ids,
-                    batch.attention_mask,
-                    batch.wanted,
-                    position_ids=batch.position_ids,
-                    padded=noise is not None,
-                )
-            loss = sft_loss(logprobs, batch.wanted, total, weights)
-            yield Part(loss, {"tokens": batch.wanted.sum()})
+        for groups in self._forwards(chosen, micro_batch_size):
+            passes = [self._batch(group, step) for group in groups]
+            losses = side_by_side(self.model, [partial(self._loss, one, total) for one in passes])
+            learned = torch.stack([one.batch.wanted.sum() for one in passes])
+            yield Part(torch.stack(losses).sum(), {"tokens": learned.sum()})
 
-    def _forwards(self, chosen: Sequence[int], size: int) -> Iterator[list[list[int]]]:
-        """Forward passes of at most `size` tensor rows: for each row, who stands in it."""
+    def _batch(self, group: list[list[int]], step: int) -> _Pass:
+        """Tensor rows of a pass, each with who stands in it."""
+        device = self.model.device.type
+        members = [[self.rows[i] for i in row] for row in group]
+        if self.packing:
+            batch = pack(members, self.tokenizer).to(device)
+        else:
+            batch = collate([one for row in members for one in row], self.tokenizer).to(device)
+        weights = sequence_weights(members, batch) if self.average == "sequence" else None
+        noise = noise_of(
+            self.model, self.rows, group, batch, self.neftune_alpha, (*self.key, "neftune", step)
+        )
+        return _Pass(batch, weights, noise)
+
+    def _loss(self, one: _Pass, total: int) -> Tensor:
+        """What a pass adds to the loss of a step of so many tokens, or sequences."""
+        batch = one.batch
+        with (
+            precision_context(self.precision, self.model.device.type),
+            noisy_embeddings(self.model, one.noise),
+        ):
+            logprobs, _ = token_logprobs(
+                self.model,
+                batch.input_ids,
+                batch.attention_mask,
+                batch.wanted,
+                position_ids=batch.position_ids,
+                padded=one.noise is not None,
+            )
+        return sft_loss(logprobs, batch.wanted, total, one.weights)
+
+    def _forwards(self, chosen: Sequence[int], size: int) -> Iterator[list[list[list[int]]]]:
+        """Forward passes of at most `size` tensor rows, those together that go side by side: for each row of
+        each pass, who stands in it."""
         layout = [[i] for i in chosen]
         if self.packing:
             lengths = [len(self.rows[i].input_ids) for i in chosen]
@@ -225,11 +248,28 @@ class TokenRows:
         layout.sort(key=self._length)
         layout = ranks().share(layout)
         for micro in chunks(range(len(layout)), size):
-            for group in forward_groups(self.model, [self._length(layout[n]) for n in micro]):
-                yield [layout[micro[n]] for n in group]
+            lengths = [self._length(layout[n]) for n in micro]
+            # Noise is put on a model for one pass at a time.
+            alone = [[group] for group in forward_groups(self.model, lengths)] if self.neftune_alpha else None
+            for groups in alone or passes_of(self.model, lengths):
+                yield [[layout[micro[n]] for n in group] for group in groups]
 
     def _length(self, members: Sequence[int]) -> int:
         return sum(len(self.rows[i].input_ids) for i in members)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a forward pass sees.
+
+    Attributes:
+        weights: (B, T) float32, of each token in the loss; None weighs them alike.
+        noise: (B, T, d) float32, put on the embeddings; None puts nothing.
+    """
+
+    batch: Batch
+    weights: Tensor | None
+    noise: Tensor | None
 
 
 def sequence_weights(members: Sequence[Sequence[Encoded]], batch: Batch) -> Tensor:

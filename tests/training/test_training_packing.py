@@ -100,7 +100,7 @@ def test_a_packed_step_is_the_padded_one(kind: str, average: str, alpha: float) 
     options: dict[str, Any] = {"average": average, "neftune_alpha": alpha}
     padded, packed = (token_rows(model, tokens, packing=packing, **options) for packing in (False, True))
     chosen = [9, 2, 17, 4, 0, 11, 5]
-    laid_out = [row for group in packed._forwards(chosen, 0) for row in group]
+    laid_out = [row for groups in packed._forwards(chosen, 0) for group in groups for row in group]
     assert len(laid_out) < len(chosen)
     assert sorted(itertools.chain(*laid_out)) == sorted(chosen)
     assert_equal_steps(padded, packed, chosen)
