@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks  # noqa: F401  (how memory is used, before torch is imported)
-from benchmarks.gains import generation, held, models, processes, training, untaken
+from benchmarks.gains import generation, halves, held, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
@@ -48,7 +48,7 @@ STEPS: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
     "logits": (training.logits, ("7m",), LENGTHS),
     "recomputed": (untaken.recomputed, SIZES, ("short",)),
     "beforehand": (untaken.beforehand, SIZES, ("short",)),
-    "halves": (untaken.halves, SIZES, ("short",)),
+    "halves": (halves.halves, SIZES, LENGTHS),
 }
 """Of a training's step: what is timed, of which sizes, with which rows."""
 BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {

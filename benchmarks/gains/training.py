@@ -127,6 +127,24 @@ def learn(rows: TokenRows, chosen: Sequence[int] = ()) -> float:
     return loss
 
 
+def scoring(name_or_path: str, tokenizer: Any, lengths: Lengths, precision: str) -> Callable[[], float]:
+    """Scores of a step's pairs and their gradients, by a reward model on a policy's trunk."""
+    scorer = RewardModel.create(name_or_path, seed=0)
+    pairs = conversations(len(tokenizer), lengths, lengths.rows("reward"))
+    ranked = [Ranking(row["prompt"], [row["chosen"], row["rejected"]], [0, 1]) for row in pairs]
+    encoded = encode_rankings(scorer, ranked, lengths.context)
+    trees = [tree_of(ranking.sequences) for ranking in encoded]
+
+    def score() -> float:
+        scorer.model.zero_grad(set_to_none=True)
+        scores = tree_scores(scorer.model, trees, int(tokenizer.pad_token_id), precision)
+        total = scores.square().sum()
+        total.backward()
+        return float(total.detach())
+
+    return score
+
+
 def four_steps(rows: TokenRows, shuffled: Random) -> None:
     """Four steps of SFT, of rows that nobody saw together before."""
     order, size = shuffled.sample(range(len(rows.rows)), len(rows.rows)), len(rows.rows) // 4
@@ -166,18 +184,7 @@ def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) 
 def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """The last block where its result is wanted, of a language model and of a reward model."""
     rows = rows_of(name, model, tokenizer, lengths)
-    scorer = RewardModel.create(model.name_or_path, seed=0)
-    pairs = conversations(len(tokenizer), lengths, lengths.rows("reward"))
-    ranked = [Ranking(row["prompt"], [row["chosen"], row["rejected"]], [0, 1]) for row in pairs]
-    encoded = encode_rankings(scorer, ranked, lengths.context)
-    trees = [tree_of(ranking.sequences) for ranking in encoded]
-
-    def score() -> float:
-        scorer.model.zero_grad(set_to_none=True)
-        scores = tree_scores(scorer.model, trees, int(tokenizer.pad_token_id), "fp32")
-        total = scores.square().sum()
-        total.backward()
-        return float(total.detach())
+    score = scoring(model.name_or_path, tokenizer, lengths, "fp32")
 
     def whole(work: Callable[[], float]) -> float:
         with mock.patch.object(ragged, "narrows", return_value=False):

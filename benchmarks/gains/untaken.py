@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -94,36 +91,6 @@ def attention_of_products(
     hidden = torch.zeros(()).where(~later if attn_mask is None else attn_mask, -torch.inf)
     scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
     return torch.softmax(scores.float() + hidden, dim=-1) @ value
-
-
-def halves(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Half of a step's rows in each of two threads, for two threads in each operation."""
-    rows = _rows(name, model, tokenizer, lengths)
-    order = sorted(range(len(rows.rows)), key=lambda i: len(rows.rows[i].input_ids))
-    learned = [sum(row.trainable) for row in rows.rows]
-    before, expected = torch.get_num_threads(), learn(rows)
-
-    def half(chosen: Sequence[int]) -> float:
-        share, loss = sum(learned[i] for i in chosen) / sum(learned), 0.0
-        for part in rows.parts(chosen, 0, 0):
-            (part.loss * share).backward()
-            loss += share * float(part.loss.detach())
-        return loss
-
-    def both() -> float:
-        model.zero_grad(set_to_none=True)
-        return sum(threads.map(half, (order[::2], order[1::2])))
-
-    with ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)))
-        # What is set on the model for a pass, two passes at once would take from each other.
-        stack.enter_context(mock.patch.object(ragged, "narrows", return_value=False))
-        stack.enter_context(ragged.attending(model.base_model))
-        torch.set_num_threads(2)
-        stack.callback(torch.set_num_threads, before)
-        _same(both(), expected, rows.precision)
-        what = f"halves of a batch in two threads, wall time of a step of SFT at {name}, {lengths.name} rows"
-        yield compare(what, both, partial(learn, rows), rounds, use="dropped", clock=time.perf_counter)
 
 
 def _rows(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:

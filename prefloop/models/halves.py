@@ -88,8 +88,11 @@ class _Halves(torch.autograd.Function):
                 return [None] * len(ctx.learned)
             return list(torch.autograd.grad(outcome, ctx.learned, gradient, allow_unused=True))
 
-        found = together([partial(of, *pair) for pair in zip(outcomes, gradients, strict=True)])
-        return None, *map(_sum, *found)
+        one, other = together([partial(of, *pair) for pair in zip(outcomes, gradients, strict=True)])
+        one.reverse()
+        other.reverse()
+        # Each pair is let go when it is added: beside the sums there are never more than two of a weight.
+        return None, *(_sum(one.pop(), other.pop()) for _ in ctx.learned)
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
