@@ -25,8 +25,8 @@ T = TypeVar("T")
 TOKENS = 256
 """Least tokens of a half: fewer are done before a second thread has begun."""
 WEIGHTS = 2**24
-"""Most weights of a model: a half's gradients are held beside the other's until they are added, and operations
-of a larger model keep two cores busy by themselves."""
+"""Most weights of a model: a half's gradients are held beside the other's until they are added, and
+operations of a larger model keep two cores busy by themselves."""
 
 
 def halves(trunk: Any, lengths: Sequence[int]) -> list[list[int]] | None:
