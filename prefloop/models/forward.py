@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from prefloop.data.batching import length_groups
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
 from prefloop.models.chosen_logprobs import chosen_logprobs, entropies
-from prefloop.models.halves import halves
+from prefloop.models.halves import halves, side_by_side
 from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
@@ -99,6 +100,21 @@ def passes_of(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[list[
         if found is not None:
             return [found]
     return [[group] for group in groups]
+
+
+def in_passes(
+    model: PreTrainedModel, lengths: Sequence[int], one: Callable[[list[int]], Tensor]
+) -> tuple[Tensor, list[int]]:
+    """What `one` makes of the rows of each pass, end to end, and the rows' numbers in that order.
+
+    Args:
+        lengths: tokens of each row. one: enters the contexts that it needs.
+    """
+    found, order = list[Tensor](), list[int]()
+    for groups in passes_of(model, lengths):
+        found += side_by_side(model, [partial(one, group) for group in groups])
+        order += [i for group in groups for i in group]
+    return torch.cat(found), order
 
 
 def hidden_states(

@@ -23,10 +23,9 @@ from prefloop.models.ragged import attending, narrows
 T = TypeVar("T")
 
 TOKENS = 256
-"""Least tokens of a half: fewer are done before a second thread has begun."""
+"""Least tokens of a half; smaller batches go in one pass."""
 WEIGHTS = 2**24
-"""Most weights of a model: a half's gradients are held beside the other's until they are added, and
-operations of a larger model keep two cores busy by themselves."""
+"""Most weights of a model: a half's gradients are held beside the other's until they are added."""
 
 
 def halves(trunk: Any, lengths: Sequence[int]) -> list[list[int]] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -20,8 +19,7 @@ from transformers import PreTrainedModel
 
 from prefloop.models.adapters import plain
 from prefloop.models.chosen_logprobs import chosen_logprobs
-from prefloop.models.forward import adjusts_logits, hidden_states, passes_of, precision_context
-from prefloop.models.halves import side_by_side
+from prefloop.models.forward import adjusts_logits, hidden_states, in_passes, precision_context
 from prefloop.models.heads import read
 from prefloop.models.layout import Layout, layout_of
 from prefloop.models.ragged import attends_plainly, flat_states, reads_flat
@@ -169,19 +167,17 @@ def _of_branches(
     device = model.device
     starts = [0, *accumulate(len(tree.branches) for tree in trees)]
 
+    def numbers_of(group: list[int]) -> list[int]:
+        return [place for i in group for place in range(starts[i], starts[i + 1])]
+
     def of_group(group: list[int]) -> Tensor:
-        numbers = [place for i in group for place in range(starts[i], starts[i + 1])]
         batch = _batch(model, [trees[i] for i in group], pad_id)
-        wanted, read = look(batch, numbers)
+        wanted, read = look(batch, numbers_of(group))
         with precision_context(precision, device.type):
             return read(_states(model, batch, wanted.to(device)))
 
-    parts, order = list[Tensor](), list[int]()
-    for groups in passes_of(model, [len(tree) for tree in trees]):
-        parts += side_by_side(model, [partial(of_group, group) for group in groups])
-        order += [place for group in groups for i in group for place in range(starts[i], starts[i + 1])]
-    together = torch.cat(parts)
-    return torch.zeros_like(together).index_copy(0, torch.tensor(order, device=device), together)
+    together, order = in_passes(model, [len(tree) for tree in trees], of_group)
+    return torch.zeros_like(together).index_copy(0, torch.tensor(numbers_of(order), device=device), together)
 
 
 def _batch(model: PreTrainedModel, trees: Sequence[Tree], pad_id: int) -> TreeBatch:

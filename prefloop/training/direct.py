@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
@@ -15,8 +14,7 @@ from prefloop.config.direct import PairwiseConfig
 from prefloop.data.batching import Order, chunks, collate, steps_in
 from prefloop.data.templates import Encoded
 from prefloop.errors import DataError
-from prefloop.models.forward import passes_of, precision_context, token_logprobs
-from prefloop.models.halves import side_by_side
+from prefloop.models.forward import in_passes, precision_context, token_logprobs
 from prefloop.models.shared_prompt import Tree, tree_logprobs
 from prefloop.objectives.completions import PairTerms, mean_logprob
 from prefloop.training.checkpoints import Checkpoints
@@ -54,12 +52,8 @@ def completion_logprobs(
             logprobs, _ = token_logprobs(model, part.input_ids, part.attention_mask, part.wanted)
         return logprobs.sum(dim=-1)
 
-    sums, order = list[Tensor](), list[int]()
-    for groups in passes_of(model, batch.attention_mask.sum(dim=-1).tolist()):
-        sums += side_by_side(model, [partial(of_group, group) for group in groups])
-        order += [i for group in groups for i in group]
+    together, order = in_passes(model, batch.attention_mask.sum(dim=-1).tolist(), of_group)
     place = torch.tensor(order, device=device)
-    together = torch.cat(sums)
     return torch.zeros_like(together).index_copy(0, place, together), batch.wanted.sum(dim=-1)
 
 

@@ -36,13 +36,13 @@ ROWS = [
 
 
 @contextmanager
-def halved(threads: int = 2, least: int = 1) -> Iterator[mock.Mock]:
+def halved(threads: int = 2) -> Iterator[mock.Mock]:
     """Batches of a few tokens are halved, too; yields what counts how often."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with (
-            mock.patch.object(room, "TOKENS", least),
+            mock.patch.object(room, "TOKENS", 1),
             mock.patch.object(room, "together", side_effect=together) as counted,
         ):
             yield counted
@@ -122,7 +122,6 @@ def test_without_gradient_the_same_is_given_and_nothing_recorded() -> None:
 
 
 def test_an_adapter_alone_learns_what_it_does_on_the_whole_batch() -> None:
-
     model = attach(tiny.model(TOKENS, layers=2), LoraConfig(rank=2), seed=0).double().train()
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -111,6 +111,7 @@ def test_a_block_gives_every_token_again_afterwards_though_a_pass_fails() -> Non
         with pytest.raises(IndexError):
             trunk(input_ids=torch.tensor([[10**6]]))
     assert torch.equal(trunk(input_ids=ids).last_hidden_state, own)
+    assert is_plain(trunk)
     other = copy.deepcopy(trunk)
     with narrowed(trunk, torch.tensor([1])):
         assert torch.equal(other(input_ids=ids).last_hidden_state, own), "a copy is narrowed by itself"
