@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks  # noqa: F401  (how memory is used, before torch is imported)
-from benchmarks.gains import generation, halves, held, models, processes, training, untaken
+from benchmarks.gains import generation, halves, held, long_prompts, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
 from benchmarks.timing.machine import about
@@ -58,7 +58,10 @@ BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
 """Likewise, where the processor is fast at bf16."""
 MODELS = {"reference": models.reference, "critic": models.critic}
 """With short rows at 7m."""
-PARTS = ("draws", *GENERATION, "steps", "prompts", *STEPS, *BF16, "shapes", *MODELS, "memory", "spinning")
+PARTS = (
+    *("draws", *GENERATION, "prefill", "steps", "prompts"),
+    *(*STEPS, *BF16, "shapes", *MODELS, "memory", "spinning"),
+)
 
 
 def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
@@ -84,6 +87,9 @@ def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iter
                 yield from beside(name, model, tokenizer, made, lengths, rounds)
         if "shapes" in parts and short and name == "1m" and fast:
             yield from held.shapes(name, made.policy, threads, rounds)
+        if "prefill" in parts and not short and name == "1m":
+            precision = "bf16" if fast else "fp32"
+            yield from long_prompts.long_prompts(name, made.policy, threads, rounds, precision)
         if "memory" in parts and short:
             yield from processes.memory(name, made.policy, threads, rounds)
         if "spinning" in parts and short and name == "1m":

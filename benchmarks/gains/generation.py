@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from benchmarks.gains.measure import Gain, compare
 from prefloop.config.rollout import SamplingConfig
-from prefloop.rollout import sampling
+from prefloop.rollout import prefill, sampling
 from prefloop.rollout.drawing import draw_with_logprobs
 
 
@@ -55,7 +55,7 @@ def caches(model: Any, tokenizer: Any, rows: list[dict[str, Any]], rounds: int) 
             return work()
 
     def copying() -> sampling.Rollouts:
-        with mock.patch.object(sampling, "roomy_cache", lambda model, _: DynamicCache(config=model.config)):
+        with mock.patch.object(prefill, "roomy_cache", lambda model, _: DynamicCache(config=model.config)):
             return through_modules()
 
     assert sampled().completion_ids == through_modules().completion_ids == copying().completion_ids

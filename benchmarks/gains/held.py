@@ -39,14 +39,14 @@ def shapes(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]
     few, many = (partial(asked, sampled.format(flag), {}) for flag in (True, False))
     what = "batches shrink to few sizes (without: each row leaves at once)"
     calls = f"{what}, {CALLS} times 256 answers at {name}, bf16"
-    yield from _both(calls, few, many, rounds, "kept")
+    yield from both(calls, few, many, rounds, "kept")
     trained = partial(asked, f"held.training({name!r}, {str(folder)!r}, {threads})")
     what = "torch keeps nothing of its own for a shape (LRU_CACHE_CAPACITY)"
     steps = f"{what}, {STEPS} steps of SFT at {name}, short rows, bf16"
-    yield from _both(steps, partial(trained, FORGETTING), partial(trained, {}), rounds, "dropped")
+    yield from both(steps, partial(trained, FORGETTING), partial(trained, {}), rounds, "dropped")
 
 
-def _both(technique: str, with_it: Measured, without: Measured, rounds: int, use: str) -> Iterator[Gain]:
+def both(technique: str, with_it: Measured, without: Measured, rounds: int, use: str) -> Iterator[Gain]:
     """Time and growth, of processes in turn."""
     pairs = [(with_it(), without()) for _ in range(max(rounds // 2, 3))]
     yield gain_of(technique, [(ours["ms"], theirs["ms"]) for ours, theirs in pairs], use=use)

@@ -69,8 +69,9 @@ def _step(name: str, folder: Path, threads: int, clock: str, **environment: str)
 
 
 def asked(call: str, environment: Mapping[str, str]) -> Any:
-    """What a call of `processes` or `held` comes to in a process of its own, which gets these variables."""
-    code = f"import json, tasks; from benchmarks.gains import held, processes; print(json.dumps({call}))"
+    """What a call of one of these modules comes to in a process of its own, which gets these variables."""
+    modules = "held, long_prompts, processes"
+    code = f"import json, tasks; from benchmarks.gains import {modules}; print(json.dumps({call}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},

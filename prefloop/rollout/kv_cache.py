@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from prefloop.rollout.buffers import Buffer
+
 
 class RoomyLayer(DynamicLayer):
     """A layer's keys and values in buffers that have room for tokens to come.
@@ -19,20 +21,21 @@ class RoomyLayer(DynamicLayer):
 
     Args:
         step: buffers hold a multiple of so many tokens, and grow by it.
+        kept: dtype of the buffers; that of what is written, if None.
 
     Attributes:
-        buffers: keys and values, (B, H, room, D) each; 0 where they are not filled.
+        buffers: keys and values.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, kept: torch.dtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.step = step
-        self.buffers: list[Tensor] = []
+        self.step, self.kept = step, kept
+        self.buffers: list[Buffer] = []
 
     @property
     def room(self) -> int:
         """Tokens that the buffers hold."""
-        return self.buffers[0].shape[-2] if self.buffers else 0
+        return self.buffers[0].rows.shape[2] if self.buffers else 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -41,20 +44,46 @@ class RoomyLayer(DynamicLayer):
         return self._show(self._written(key_states, value_states))
 
     def add(self, keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Adds one token's (B, H, D) keys and values; returns the buffers."""
+        """Adds one token's (B, H, D) keys and values; returns all with the room behind them."""
         self._show(self._written(keys.unsqueeze(2), values.unsqueeze(2)))
-        return self.buffers
+        return [buffer.rows for buffer in self.buffers]
+
+    def put(self, rows: Tensor, source: Tensor, other: RoomyLayer, shape: tuple[int, int]) -> None:
+        """Takes over another layer's rows, their last token in the last place.
+
+        Args:
+            rows: (N,) int64, to which they go.
+            source: (N,) int64, which row of the other each takes.
+            shape: rows and tokens that this layer then has; what nothing was put into is 0.
+        """
+        count, length = shape
+        states = other.filled()
+        if not self.is_initialized:
+            self._begin(*states)
+            for buffer in self.buffers:
+                buffer.hold(None, count, self._room_for(length + 1))
+            self._show(length)
+        for buffer, part in zip(self.buffers, states, strict=True):
+            buffer.rows[rows, :, length - part.shape[2] : length] = part[source].to(buffer.rows.dtype)
+
+    def _begin(self, keys: Tensor, values: Tensor) -> None:
+        self.lazy_initialization(keys, values)
+        self.buffers = [Buffer(states, self.kept) for states in (keys, values)]
+
+    def _room_for(self, length: int) -> int:
+        return -(-length // self.step) * self.step
 
     def _written(self, keys: Tensor, values: Tensor) -> int:
         """Writes (B, H, t, D) behind what is there; returns how many tokens are there then."""
         if not self.is_initialized:
-            self.lazy_initialization(keys, values)
+            self._begin(keys, values)
         held = self.get_seq_length()
         length = held + keys.shape[-2]
-        if length > self.room:
-            self.buffers = self._wider((keys, values), held, -(-length // self.step) * self.step)
+        self.keys = self.values = keys.new_empty(0)  # so that what is outgrown is let go one by one
         for buffer, states in zip(self.buffers, (keys, values), strict=True):
-            buffer[:, :, held:length] = states
+            if length > buffer.rows.shape[2]:
+                buffer.hold(buffer.rows[:, :, :held] if held else None, len(states), self._room_for(length))
+            buffer.rows[:, :, held:length] = states
         return length
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -65,25 +94,22 @@ class RoomyLayer(DynamicLayer):
         length = self.get_seq_length()
         if not length:
             return
-        if len(indices) > len(self.buffers[0]):
-            self.buffers = [buffer.index_select(0, indices) for buffer in self.buffers]
+        if len(indices) > len(self.buffers[0].rows):
+            for buffer in self.buffers:
+                buffer.hold(buffer.rows[indices, :, :length], len(indices), self.room)
         else:
             moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
             for buffer in self.buffers:
-                buffer[moved, :, :length] = buffer[indices[moved], :, :length]
-            self.buffers = [buffer[: len(indices)] for buffer in self.buffers]
+                buffer.rows[moved, :, :length] = buffer.rows[indices[moved], :, :length]
+                buffer.rows = buffer.rows[: len(indices)]
         self._show(length)
 
-    def _wider(self, like: tuple[Tensor, Tensor], held: int, room: int) -> list[Tensor]:
-        wider = [states.new_empty((*states.shape[:2], room, states.shape[-1])) for states in like]
-        for old, new in zip(self.buffers, wider, strict=False):
-            new[:, :, :held] = old[:, :, :held]
-        for new in wider:
-            new[:, :, held:] = 0
-        return wider
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, (B, H, T, D) each."""
+        return self._show(self.get_seq_length())
 
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
-        keys, values = (buffer[:, :, :length] for buffer in self.buffers)
+        keys, values = (buffer.rows[:, :, :length] for buffer in self.buffers)
         self.keys, self.values = keys, values
         return keys, values
 
@@ -91,8 +117,18 @@ class RoomyLayer(DynamicLayer):
 def roomy_cache(model: PreTrainedModel, step: int) -> DynamicCache:
     """A cache whose buffers grow by `step` tokens.
 
-    Layers that keep no more than a window, or a state, are what transformers makes them.
+    Under autocast it keeps what attention would cast keys and values to at every token. Layers that keep no
+    more than a window, or a state, are what transformers makes them.
     """
+    kind = model.device.type
+    kept = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer(step) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer(step, kept) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
+
+
+def roomy_layers(cache: DynamicCache) -> list[RoomyLayer]:
+    """Those of a cache's layers that hold every token."""
+    return [layer for layer in cache.layers if type(layer) is RoomyLayer]

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefloop.config.rollout import SamplingConfig
 from prefloop.data.templates import ChatEncoder, Messages
 from prefloop.errors import ConfigError
-from prefloop.models.forward import next_token_logits, positions, precision_context
+from prefloop.models.forward import next_token_logits, precision_context
 from prefloop.models.loading import context_length
 from prefloop.rollout.decoding import STEP, Decoder, bias_of, decodes
 from prefloop.rollout.drawing import draw_with_logprobs
-from prefloop.rollout.kv_cache import roomy_cache
+from prefloop.rollout.prefill import prefill
 from prefloop.training.noise import Key, uniforms
 
 SAMPLED_AT_ONCE = 256
@@ -172,13 +172,7 @@ class Sampler:
         device, limit = self.model.device, self.config.max_new_tokens
         different = {tuple(ids): place for place, ids in enumerate(dict.fromkeys(map(tuple, prompts)))}
         source = torch.tensor([different[tuple(ids)] for ids in prompts], device=device)
-        width = max(map(len, different))
         pad = int(self.tokenizer.pad_token_id)
-        step_ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in different], device=device)
-        real = torch.ones((len(different), width + limit), dtype=torch.long, device=device)
-        for row, ids in enumerate(different):
-            real[row, : width - len(ids)] = 0
-        step_positions = positions(real[:, :width])
         stops = self.stops.to(device)
         tokens = torch.full((len(prompts), limit), pad, dtype=torch.long, device=device)
         logprobs = torch.zeros((len(prompts), limit), dtype=torch.float64, device=device)
@@ -186,28 +180,15 @@ class Sampler:
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         alive = torch.arange(len(prompts), device=device)  # the prompt of each row that is in the batch
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)  # of those, not yet ended
-        cache = roomy_cache(self.model, width + limit if decoder is None else STEP)
-        bias = torch.zeros(0)
         noise = noise.to(device)
+        room = STEP if decoder is not None else max(map(len, prompts)) + limit
+        with precision_context(self.precision, device.type):
+            logits, real, cache = prefill(self.model, list(different), source, pad, room)
+        width = real.shape[1]
+        bias = bias_of(real, limit + STEP)
+        places = real.sum(dim=-1, keepdim=True) - 1
+        real = torch.cat([real, real.new_ones((len(real), limit))], dim=-1)
         for step in range(limit):
-            with precision_context(self.precision, device.type):
-                if step and decoder is not None:
-                    bias[:, width + step - 1] = 0.0
-                    logits = decoder(step_ids, step_positions, cache.layers, bias)  # type: ignore[arg-type]
-                else:
-                    logits = next_token_logits(
-                        self.model,
-                        input_ids=step_ids,
-                        attention_mask=real[:, : width + step],
-                        position_ids=step_positions,
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-            if step == 0:
-                if len(different) < len(prompts):
-                    logits, real, step_positions = logits[source], real[source], step_positions[source]
-                    cache.batch_select_indices(source)
-                bias = bias_of(real[:, :width], limit + STEP)
             chosen, drawn = draw_with_logprobs(logits.float(), noise[alive, step], self.config)
             tokens[alive[running], step] = chosen[running]
             logprobs[alive, step] = drawn
@@ -216,15 +197,27 @@ class Sampler:
             ended[alive[stopped]] = True
             running = running & ~stopped
             count = int(running.sum())
-            if count == 0:
+            if count == 0 or step + 1 == limit:
                 break
-            step_positions = step_positions[:, -1:] + 1
+            places = places + 1
             if (fewer := rows_for(count)) < len(alive):
                 keep = compacted(running, fewer)
                 cache.batch_select_indices(keep)
                 alive, real, bias = alive[keep], real[keep], bias[keep]
-                step_positions, chosen, running = step_positions[keep], chosen[keep], running[keep]
-            step_ids = chosen.unsqueeze(1)
+                places, chosen, running = places[keep], chosen[keep], running[keep]
+            with precision_context(self.precision, device.type):
+                if decoder is not None:
+                    bias[:, width + step] = 0.0
+                    logits = decoder(chosen.unsqueeze(1), places, cache.layers, bias)  # type: ignore[arg-type]
+                else:
+                    logits = next_token_logits(
+                        self.model,
+                        input_ids=chosen.unsqueeze(1),
+                        attention_mask=real[:, : width + step + 1],
+                        position_ids=places,
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
         return [
             (row[:length], own[:length], bool(flag))
             for row, own, length, flag in zip(
