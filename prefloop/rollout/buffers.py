@@ -34,11 +34,8 @@ class Buffer:
         shape = (rows, self._heads, room, self._width)
         count = math.prod(shape)
         if count > len(self._memory):
-            self._memory = (
-                _mapped(count, self._memory)
-                if self._memory.device.type == "cpu"
-                else (self._memory.new_empty(count))
-            )
+            on_cpu = self._memory.device.type == "cpu"
+            self._memory = _mapped(count, self._memory) if on_cpu else self._memory.new_empty(count)
         elif states is not None and states.untyped_storage().data_ptr() == self._memory.data_ptr():
             states = states.clone()
         self.rows = self._memory[:count].view(shape)

@@ -1,4 +1,4 @@
-"""Sampling from a policy, with noise keyed by prompt so that a batch's make-up changes nothing."""
+"""Sampling from a policy, with noise keyed by prompt so that a batch's make-up changes no draw."""
 
 from __future__ import annotations
 
