@@ -84,18 +84,29 @@ class Sampled(Clock):
 def sides(
     job: dict[str, Any], scratch: Path, threads: int, *, plain: bool
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """One process each, as `running.Runs`; the peer's is of the interpreter that this runs in."""
+    """One process each, as `running.Runs`; the peer's is of the interpreter that this runs in.
+
+    What makes the peer fastest is found out in a process before, so that the memory of what was tried does
+    not count.
+    """
     command = [sys.executable, "-m", "benchmarks.timing.ours"]
 
-    def peer(tuned: bool) -> dict[str, Any]:
-        python = Path(sys.executable)
-        return ask(python, "timed_generate", [job | {"tuned": tuned}], scratch, threads=threads)
+    def peer(setting: object) -> dict[str, Any]:
+        asked = job | {"setting": setting}
+        return ask(Path(sys.executable), "timed_generate", [asked], scratch, threads=threads)
+
+    tuning = peer("tune")["answers"]["generate"]
+
+    def tuned() -> dict[str, Any]:
+        if "error" in tuning:
+            raise RuntimeError(f"no setting of generate was found: {tuning['error']}")
+        return peer(tuning["setting"])
 
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "ours": lambda: answers(command, "ours", [job], scratch, ROOT, threads, {}),
-        "tuned": lambda: peer(True),
+        "tuned": tuned,
     }
-    return found | ({"plain": lambda: peer(False)} if plain else {})
+    return found | ({"plain": lambda: peer(())} if plain else {})
 
 
 @torch.no_grad()
