@@ -1,4 +1,4 @@
-"""Prompts are read some thousand tokens at a time, similar lengths together, into one cache for all rows.
+"""Prompts are read a few thousand tokens at a time, similar lengths together, into one cache for all rows.
 
 In one pass the longest prompt pads all others, and what a pass holds beside the cache, activations of every
 token, would be most of the memory that sampling takes.
@@ -15,8 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 from prefloop.models.forward import next_token_logits, positions
 from prefloop.rollout.kv_cache import roomy_cache, roomy_layers
 
-TOKENS = 2**13
-"""Of a pass, padding counted."""
+TOKENS = 2**11
+"""Of a pass, padding counted: more make a CPU no faster."""
+GPU_TOKENS = 2**14
+"""Likewise on a GPU, which fewer would leave waiting for its launches."""
 
 
 def prefill(
@@ -45,7 +47,8 @@ def prefill(
             cache.batch_select_indices(source)
         return logits[source], real[source], cache
     found = []
-    for places in passes_of(prompts):
+    passes = list(passes_of(prompts, TOKENS if model.device.type == "cpu" else GPU_TOKENS))
+    for places in passes:
         part = roomy_cache(model, 1)
         found.append(_read(model, [prompts[i] for i in places], pad, part))
         at = torch.full((len(prompts),), -1, device=source.device)
@@ -53,16 +56,16 @@ def prefill(
         rows = (at[source] >= 0).nonzero().squeeze(-1)
         for layer, read in zip(layers, roomy_layers(part), strict=True):
             layer.put(rows, at[source[rows]], read, (len(source), width))
-    order = torch.tensor([i for places in passes_of(prompts) for i in places], device=source.device)
+    order = torch.tensor([i for places in passes for i in places], device=source.device)
     return torch.cat(found)[order.argsort()][source], real[source], cache
 
 
-def passes_of(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Places of the prompts that are read together: from short to long, at most `TOKENS` with padding, but at
-    least one prompt."""
+def passes_of(prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Places of the prompts that are read together: from short to long, at most so many tokens with padding,
+    but at least one prompt."""
     places: list[int] = []
     for place in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if places and (len(places) + 1) * len(prompts[place]) > TOKENS:
+        if places and (len(places) + 1) * len(prompts[place]) > tokens:
             yield places
             places = []
         places.append(place)

@@ -30,7 +30,7 @@ def worker(server: Server, project: Project, tmp_path) -> Iterator[Project]:
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     yield project
-    end(child)
+    end(child, 10)  # Prefect's worker does not end on the signal
     print((tmp_path / "worker.log").read_text()[-4000:])
 
 
