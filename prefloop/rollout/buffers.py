@@ -8,11 +8,14 @@ import mmap
 import torch
 from torch import Tensor
 
+MAPPED = 2**22
+"""Bytes from which on memory is mapped: new pages are filled with zeros by the system, which costs time."""
+
 
 class Buffer:
     """A layer's keys or values: (B, H, room, D), 0 where nothing is held.
 
-    On a CPU its memory is mapped, apart from the process's heap. Buffers are tens of MiB, and each is a
+    On a CPU large memory is mapped, apart from the process's heap. Buffers are tens of MiB, and each is a
     little larger or smaller than the one before: on the heap they leave holes that the next does not fit
     into, and a process that keeps freed memory (`prefloop.training.allocator`) grows by them in each batch.
 
@@ -34,8 +37,9 @@ class Buffer:
         shape = (rows, self._heads, room, self._width)
         count = math.prod(shape)
         if count > len(self._memory):
-            on_cpu = self._memory.device.type == "cpu"
-            self._memory = _mapped(count, self._memory) if on_cpu else self._memory.new_empty(count)
+            large = count * self._memory.element_size() >= MAPPED
+            on_pages = large and self._memory.device.type == "cpu"
+            self._memory = _mapped(count, self._memory) if on_pages else self._memory.new_empty(count)
         elif states is not None and states.untyped_storage().data_ptr() == self._memory.data_ptr():
             states = states.clone()
         self.rows = self._memory[:count].view(shape)

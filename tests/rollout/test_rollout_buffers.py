@@ -32,6 +32,21 @@ def test_it_begins_with_what_it_is_given_and_is_0_behind(shapes: list[tuple[int,
         buffer.rows[:] = held
 
 
+def test_only_large_memory_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = list[int]()
+
+    def counted(count: int, like: torch.Tensor) -> torch.Tensor:
+        mapped.append(count)
+        return like.new_empty(count)
+
+    monkeypatch.setattr(buffers, "_mapped", counted)
+    buffer = Buffer(torch.zeros(1, 1, 1, 64), None)
+    buffer.hold(None, 4, 4095)
+    assert not mapped
+    buffer.hold(None, 4, 4096)
+    assert mapped == [2**20]
+
+
 def test_fewer_rows_with_more_room_need_no_more_memory() -> None:
     buffer = Buffer(torch.zeros(1, 2, 1, 4), torch.bfloat16)
     buffer.hold(None, 8, 16)
@@ -61,6 +76,6 @@ def test_no_room_is_what_the_trainers_take_for_running_out_of_memory(monkeypatch
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(buffers.mmap, "mmap", full)
-    with pytest.raises(MemoryError, match="4,096 bytes") as caught:
-        Buffer(torch.zeros(1, 1, 1, 64), None).hold(None, 4, 4)
+    with pytest.raises(MemoryError, match="4,194,304 bytes") as caught:
+        Buffer(torch.zeros(1, 1, 1, 64), None).hold(None, 4, 4096)
     assert is_out_of_memory(caught.value)
