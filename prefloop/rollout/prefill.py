@@ -16,9 +16,9 @@ from prefloop.models.forward import next_token_logits, positions
 from prefloop.rollout.kv_cache import roomy_cache, roomy_layers
 
 TOKENS = 2**11
-"""Of a pass, padding counted: more make a CPU no faster."""
+"""Of a pass on a CPU, padding counted."""
 GPU_TOKENS = 2**14
-"""Likewise on a GPU, which fewer would leave waiting for its launches."""
+"""Likewise on a GPU; unmeasured."""
 
 
 def prefill(
@@ -47,7 +47,7 @@ def prefill(
             cache.batch_select_indices(source)
         return logits[source], real[source], cache
     found = []
-    passes = list(passes_of(prompts, TOKENS if model.device.type == "cpu" else GPU_TOKENS))
+    passes = list(groups_within(prompts, TOKENS if model.device.type == "cpu" else GPU_TOKENS))
     for places in passes:
         part = roomy_cache(model, 1)
         found.append(_read(model, [prompts[i] for i in places], pad, part))
@@ -60,9 +60,12 @@ def prefill(
     return torch.cat(found)[order.argsort()][source], real[source], cache
 
 
-def passes_of(prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+def groups_within(prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
     """Places of the prompts that are read together: from short to long, at most so many tokens with padding,
-    but at least one prompt."""
+    but at least one prompt.
+
+    `prefloop.data.batching.length_groups` saves padding, but sets no limit to a group.
+    """
     places: list[int] = []
     for place in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         if places and (len(places) + 1) * len(prompts[place]) > tokens:

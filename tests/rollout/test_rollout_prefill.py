@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from prefloop.models.forward import precision_context
 from prefloop.rollout import prefill as module
 from prefloop.rollout.kv_cache import RoomyLayer, roomy_cache, roomy_layers
-from prefloop.rollout.prefill import passes_of, prefill
+from prefloop.rollout.prefill import groups_within, prefill
 from tests import tiny
 
 PAD = 3
@@ -109,7 +109,7 @@ def test_in_float32_layers_keep_float32():
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=60))
 def test_every_prompt_is_read_once_and_few_together(lengths):
     prompts = [[1] * length for length in lengths]
-    passes = list(passes_of(prompts, 2048))
+    passes = list(groups_within(prompts, 2048))
     assert sorted(i for places in passes for i in places) == list(range(len(lengths)))
     for places in passes:
         assert len(places) * max(lengths[i] for i in places) <= 2048 or len(places) == 1
