@@ -38,7 +38,7 @@ def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 def entropies(logits: Tensor) -> Tensor:
     """Entropy of each row's distribution, without gradient: (N, V) -> (N,) float32 (nats)."""
     with torch.no_grad():
-        found = [-(x.exp() * x).sum(dim=-1) for x in map(_log_softmax, logits.split(_rows(logits)))]
+        found = [-(x.exp() * x).sum(dim=-1) for x in map(_log_softmax, logits.split(rows_at_once(logits)))]
         return torch.cat(found)
 
 
@@ -50,7 +50,8 @@ def _of_rows(logits: Tensor, tokens: Tensor) -> Tensor:
     return _log_softmax(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def _rows(logits: Tensor) -> int:
+def rows_at_once(logits: Tensor) -> int:
+    """How many rows of (N, V) are taken together."""
     return max(AT_ONCE.get(logits.device.type, WHOLE) // logits.shape[-1], 1)
 
 
@@ -61,7 +62,7 @@ class _Chosen(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
         ctx.save_for_backward(logits, tokens)
         ctx.spent = False
-        size = _rows(logits)
+        size = rows_at_once(logits)
         parts = zip(logits.split(size), tokens.split(size), strict=True)
         return torch.cat([_of_rows(own, chosen) for own, chosen in parts])
 
@@ -72,7 +73,7 @@ class _Chosen(torch.autograd.Function):
             raise RuntimeError("the logits gave way to their gradient: backward() runs once on them")
         ctx.spent = True
         logits, tokens = ctx.saved_tensors
-        size = _rows(logits)
+        size = rows_at_once(logits)
         for own, chosen, upstream in zip(*(x.split(size) for x in (logits, tokens, gradient)), strict=True):
             logprobs = _log_softmax(own)
             at_chosen = torch.zeros_like(logprobs).scatter_(-1, chosen.unsqueeze(-1), upstream.unsqueeze(-1))

@@ -16,6 +16,7 @@ from prefloop.errors import ConfigError
 from prefloop.models.adapters import plain
 from prefloop.models.chosen_logprobs import chosen_logprobs, entropies
 from prefloop.models.halves import halves, side_by_side
+from prefloop.models.head_logprobs import head_logprobs
 from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
@@ -211,9 +212,14 @@ def token_logprobs(
     """
     before = preceding(wanted)
     at = before.flatten().nonzero().squeeze(1)  # (N,), places in the flattened batch before wanted tokens
+    targets = input_ids.flatten()
     if adjusts_logits(model):
         full = model(input_ids=input_ids, use_cache=False, **_reads(attention_mask, position_ids)).logits
         logits = full.flatten(0, 1).index_select(0, at)
+        if temperature != 1.0:
+            logits = logits.float() / temperature
+        picked = chosen_logprobs(logits, targets[at + 1])
+        spread = entropies(logits) if with_entropy else None
     else:
         inner = plain(model)
         if hidden is None and not padded and reads_flat(inner.base_model):
@@ -225,13 +231,16 @@ def token_logprobs(
             if hidden is None:
                 hidden = hidden_states(model, input_ids, attention_mask, position_ids, padded=padded)
             states = hidden.flatten(0, 1).index_select(0, at)
-        logits = read(inner.get_output_embeddings(), states)
-    if temperature != 1.0:
-        logits = logits.float() / temperature
-    picked = chosen_logprobs(logits, input_ids.flatten()[at + 1])
+        picked, spread = head_logprobs(
+            inner.get_output_embeddings(),
+            states,
+            targets[at + 1],
+            temperature=temperature,
+            with_entropy=with_entropy,
+        )
     nothing = torch.zeros(input_ids.numel(), dtype=torch.float32, device=input_ids.device)
     logprobs = nothing.index_copy(0, at + 1, picked.float())
-    entropy = nothing.index_copy(0, at + 1, entropies(logits).float()) if with_entropy else nothing
+    entropy = nothing if spread is None else nothing.index_copy(0, at + 1, spread.float())
     return logprobs.view(input_ids.shape), entropy.view(input_ids.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from prefloop.data.batching import length_groups
 
 GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
+STEADY_ROWS = 4
+"""Rows of a group where shapes of groups are to be few."""
 FEW = 4
 """One slot in so many cells: up to there queries stand apart. Causal attention of whole rows leaves half of
 its products out, so that more would not save much."""
@@ -51,6 +53,23 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class HeadCells:
+    """A layout's cells for each of G heads, so that a group's cells of a row's head follow each other.
+
+    Attributes:
+        heads: G.
+        shapes: (B * G, W) of each group.
+        source: (C * G,) int64, which of the (N, G) flat tokens' heads stands in each cell.
+        cells: (n * G,) int64, the cell in which each head of the first n flat tokens is a query.
+    """
+
+    heads: int
+    shapes: Sequence[tuple[int, int]]
+    source: Tensor
+    cells: Tensor
+
+
+@dataclass(frozen=True)
 class Layout:
     """How flat tokens are spread into the rows that attention sees, padded on the right, and collected again.
 
@@ -59,13 +78,24 @@ class Layout:
         tokens: (C,) int64, the flat token in each cell; on padding any of the row's, since nothing real looks
             at what stands there. None where cells and tokens are the same.
         cells: (N,) int64, the cell in which each flat token is a query. None likewise.
+        repeated: True where a token may stand in several rows.
+        further: flat tokens at the end that stand in no row.
         asked: the only queries; None where every token asks.
     """
 
     shapes: Sequence[tuple[int, int]]
     tokens: Tensor | None
     cells: Tensor | None
+    repeated: bool = False
+    further: int = 0
     asked: Asked | None = None
+    _of_heads: dict[int, HeadCells] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def of_heads(self, heads: int) -> HeadCells:
+        """For so many heads, made once."""
+        if heads not in self._of_heads:
+            self._of_heads[heads] = _head_cells(self, heads)
+        return self._of_heads[heads]
 
     def lengthened(self, further: int) -> Layout:
         """With so many flat tokens more at the end, which nothing attends to."""
@@ -74,7 +104,7 @@ class Layout:
         total = sum(count * width for count, width in self.shapes)
         cells = torch.arange(total) if self.cells is None else self.cells
         tokens = torch.arange(total) if self.tokens is None else self.tokens
-        return Layout(self.shapes, tokens, pad(cells, (0, further)))
+        return Layout(self.shapes, tokens, pad(cells, (0, further)), self.repeated, further)
 
     def where_asked(self, wanted: Tensor) -> Layout:
         """With queries of the `wanted` tokens alone, (n,) int64, where they are so few that it pays."""
@@ -113,6 +143,8 @@ def layout_of(
     lengths: Sequence[int],
     prefix_starts: Sequence[int] | None = None,
     prefix_lengths: Sequence[int] | None = None,
+    *,
+    steady: bool = False,
 ) -> Layout:
     """The layout of sequences that are each a stretch of the flat tokens, after a prefix that some may share.
 
@@ -120,6 +152,7 @@ def layout_of(
         starts, lengths: of each sequence's own stretch. All stretches and prefixes make up the flat tokens.
         prefix_starts, prefix_lengths: of what stands before; sequences with an equal prefix_start share it.
             None: nothing.
+        steady: groups have few shapes: of so many rows, of widths that are a few for each doubling.
     """
     start, length = torch.tensor(starts), torch.tensor(lengths)
     before = torch.zeros_like(length) if prefix_lengths is None else torch.tensor(prefix_lengths)
@@ -127,9 +160,10 @@ def layout_of(
     whole: list[int] = (before + length).tolist()
     shapes, tokens, places, cells = [], [], [], []
     askers, first = dict[int, int](), 0
-    for group in length_groups(whole, "cpu", overhead=GROUP_COST):
+    for group in _few_at_a_time(whole) if steady else length_groups(whole, "cpu", overhead=GROUP_COST):
         row = torch.tensor(group)
         width = max(whole[i] for i in group)
+        width = steady_width(width) if steady else width
         place = torch.arange(width)
         limit = (before + length)[row].unsqueeze(1)
         prefix = before[row].unsqueeze(1)
@@ -150,7 +184,38 @@ def layout_of(
     token, place, cell = torch.cat(tokens), torch.cat(places), torch.cat(cells)
     if len(token) == len(place) and bool((token == torch.arange(len(token))).all()):
         return Layout(shapes, None, None)
-    return Layout(shapes, token, torch.empty_like(place).index_copy(0, place, cell))
+    found = torch.empty_like(place).index_copy(0, place, cell)
+    return Layout(shapes, token, found, repeated=sum(whole) > len(place))
+
+
+def _few_at_a_time(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices into `lengths`, shortest first, STEADY_ROWS at a time."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[first : first + STEADY_ROWS] for first in range(0, len(order), STEADY_ROWS)]
+
+
+def steady_width(width: int) -> int:
+    """The least of the widths 8, 16 ... 64, 72 ... 128, 144 ... 256, 288 ... that is no less: eight for each
+    doubling, an eighth of padding at most."""
+    step = max((1 << (width - 1).bit_length()) // 16, 8)
+    return -(-width // step) * step
+
+
+def _head_cells(layout: Layout, heads: int) -> HeadCells:
+    total = sum(count * width for count, width in layout.shapes)
+    tokens = torch.arange(total) if layout.tokens is None else layout.tokens
+    cells = torch.arange(total) if layout.cells is None else layout.cells
+    each, first = torch.arange(heads), 0
+    source, place = list[Tensor](), torch.empty((total, heads), dtype=torch.long)
+    for count, width in layout.shapes:
+        end = first + count * width
+        source.append((tokens[first:end].view(count, 1, width) * heads + each.view(1, heads, 1)).flatten())
+        own = torch.arange(first * heads, end * heads).view(count, heads, width)
+        place[first:end] = own.transpose(1, 2).reshape(-1, heads)
+        first = end
+    real = cells[: len(cells) - layout.further]
+    shapes = [(count * heads, width) for count, width in layout.shapes]
+    return HeadCells(heads, shapes, torch.cat(source), place[real].flatten())
 
 
 def _asked(layout: Layout, tokens: Tensor) -> Asked:

@@ -5,7 +5,8 @@
 With g = dL/dy and n = x s, dL/dw sums g n over rows, and dL/dx = s (g w - n mean(g w n)).
 
 Under autocast x may be bf16 while w is float32. Then everything here is float32, as y is by transformers' own
-forward, too, which rounds n to bf16 in between and multiplies numbers of two types, slowly.
+forward, too, which rounds n to bf16 in between and multiplies numbers of two types, slowly. Where y goes into
+linear layers alone it is rounded for them once: under autocast each would do that for itself.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def _forward(norm: Any, hidden_states: Tensor) -> Tensor:
     return own
 
 
+def _forward_rounded(norm: Any, hidden_states: Tensor) -> Tensor:
+    """Likewise, of a norm that `_before_linear` gives."""
+    normed = _forward(norm, hidden_states)
+    if normed.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return normed.to(torch.get_autocast_dtype("cpu"))
+    return normed
+
+
 def quicken_norms(model: nn.Module) -> int:
     """Lets a model's RMS norms compute as `rms_norm` does; other norms, and variants, stay as they are.
 
@@ -61,9 +70,25 @@ def quicken_norms(model: nn.Module) -> int:
         How many there are.
     """
     norms = [module for module in model.modules() if _is_plain(module)]
+    rounded = {norm for block in model.modules() for norm in _before_linear(block)}
     for norm in norms:
-        norm.forward = MethodType(_forward, norm)  # deepcopy binds a method to the copy
+        forward = _forward_rounded if norm in rounded else _forward
+        norm.forward = MethodType(forward, norm)  # deepcopy binds a method to the copy
     return len(norms)
+
+
+def _before_linear(block: Any) -> list[nn.Module]:
+    """The norms of a block whose results go into linear layers alone: before attention, and before a
+    feed-forward layer that routes nothing to experts."""
+    norms = {name for name, part in block.named_children() if type(part).__name__.endswith("RMSNorm")}
+    mlp, attention = getattr(block, "mlp", None), getattr(block, "self_attn", None)
+    if norms != {"input_layernorm", "post_attention_layernorm"}:
+        return []
+    if not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):
+        return []
+    if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")):
+        return []
+    return [block.input_layernorm, block.post_attention_layernorm]
 
 
 def _eps(norm: Any) -> float:

@@ -20,15 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from prefloop.models.causal_products import causal_attention
 from prefloop.models.last_block import is_plain, narrowed
 from prefloop.models.layout import Layout, layout_of
 
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
-FULL_PRECISION = 512
-"""Tokens up to which rows are attended to in float32 where the rest is bf16. In bf16 torch's attention calls
-a product of its own for each small block of a head, which on rows of a hundred tokens takes several times as
-long."""
 STEADY = 64
 """In bf16 tokens come in multiples of this. For each new shape of a product machine code is made, which takes
 as long as a small product does, and stays in memory; a shape of one step's own is never asked for again."""
@@ -61,7 +58,7 @@ def flatten(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> 
     places = position_ids.flatten()[origin]
     starts = (places == 0).nonzero().squeeze(1)
     lengths = torch.diff(starts, append=starts.new_tensor([len(origin)]))
-    layout = layout_of(starts.tolist(), lengths.tolist())
+    layout = layout_of(starts.tolist(), lengths.tolist(), steady=torch.is_autocast_enabled("cpu"))
     return Flat(input_ids.flatten()[origin], places, origin, layout)
 
 
@@ -85,12 +82,15 @@ def attention(
     Returns:
         (1, N, H, D); 0 for tokens that do not ask, where the layout says which do.
     """
-    widest = max(width for _, width in layout.shapes)
-    if torch.is_autocast_enabled("cpu") and widest <= FULL_PRECISION:
-        with torch.autocast("cpu", enabled=False):
-            query, key, value = query.float(), key.float(), value.float()
-            return _attended(layout, query, key, value, scaling, dropout), None
-    return _attended(layout, query, key, value, scaling, dropout), None
+    if not torch.is_autocast_enabled("cpu"):
+        return _attended(layout, query, key, value, scaling, dropout), None
+    with torch.autocast("cpu", enabled=False):
+        if layout.asked is None and not dropout:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+            return causal_attention(query, key, value, layout, scale), None
+        query, key, value = query.float(), key.float(), value.float()
+        return _attended(layout, query, key, value, scaling, dropout), None
 
 
 def _attended(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefloop.models.adapters import plain
-from prefloop.models.chosen_logprobs import chosen_logprobs
 from prefloop.models.forward import adjusts_logits, hidden_states, in_passes, precision_context
+from prefloop.models.head_logprobs import head_logprobs
 from prefloop.models.heads import read
 from prefloop.models.layout import Layout, layout_of
 from prefloop.models.ragged import attends_plainly, flat_states, reads_flat
@@ -150,7 +150,8 @@ def flat_trees(trees: Sequence[Tree]) -> TreeBatch:
         lengths += map(len, tree.branches)
         prefix_starts += [first] * len(tree.branches)
         prefix_lengths += [len(tree.prefix)] * len(tree.branches)
-    layout = layout_of(starts, lengths, prefix_starts, prefix_lengths)
+    steady = torch.is_autocast_enabled("cpu")
+    layout = layout_of(starts, lengths, prefix_starts, prefix_lengths, steady=steady)
     tokens = torch.tensor(input_ids), torch.tensor(position_ids), torch.tensor(trunks)
     return TreeBatch(*tokens, *_ends(trees), layout=layout)
 
@@ -171,9 +172,9 @@ def _of_branches(
         return [place for i in group for place in range(starts[i], starts[i + 1])]
 
     def of_group(group: list[int]) -> Tensor:
-        batch = _batch(model, [trees[i] for i in group], pad_id)
-        wanted, read = look(batch, numbers_of(group))
         with precision_context(precision, device.type):
+            batch = _batch(model, [trees[i] for i in group], pad_id)
+            wanted, read = look(batch, numbers_of(group))
             return read(_states(model, batch, wanted.to(device)))
 
     together, order = in_passes(model, [len(tree) for tree in trees], of_group)
@@ -250,8 +251,7 @@ def tree_logprobs(
         owners, places, targets = table.unbind(dim=1)
 
         def summed(states: Tensor) -> Tensor:
-            logits = read(head, states)  # (wanted tokens, V)
-            picked = chosen_logprobs(logits, targets)
+            picked, _ = head_logprobs(head, states, targets)
             return picked.new_zeros(len(numbers)).index_add(0, owners, picked)
 
         return places, summed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import platform
 import sys
@@ -103,7 +104,7 @@ def load_environment(path: Path | str) -> Environment:
 
 def apply(environment: Environment, threads: int = 0) -> None:
     """Sets threads (the environment's where `threads` is 0), deterministic algorithms, and how this process
-    keeps memory."""
+    keeps memory and looks for garbage."""
     keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -115,6 +116,10 @@ def apply(environment: Environment, threads: int = 0) -> None:
     # What it does besides, filling memory before its first use, shows reads of unset values and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    if not gc.get_freeze_count():
+        # Some hundred thousand objects of imported modules live as long as the process: to go through them
+        # for garbage takes as long as a step of a small model, every few dozen steps.
+        gc.freeze()
 
 
 def _cpu_flags() -> set[str]:
