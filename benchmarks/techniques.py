@@ -2,7 +2,7 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are those of `PARTS`; all of them by default. bf16, products and shapes are left out on a processor that
+Parts are those of `PARTS`; all of them by default. bf16 and shapes are left out on a processor that
 is slow at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
@@ -53,14 +53,13 @@ STEPS: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
 """Of a training's step: what is timed, of which sizes, with which rows."""
 BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
     "bf16": (training.in_bf16, SIZES, LENGTHS),
-    "products": (untaken.written_out, SIZES, LENGTHS),
 }
 """Likewise, where the processor is fast at bf16."""
 MODELS = {"reference": models.reference, "critic": models.critic}
 """With short rows at 7m."""
 PARTS = (
     *("draws", *GENERATION, "prefill", "steps", "prompts"),
-    *(*STEPS, *BF16, "shapes", *MODELS, "memory", "spinning"),
+    *(*STEPS, *BF16, "shapes", *MODELS, "memory", "spinning", "garbage"),
 )
 
 
@@ -70,6 +69,8 @@ def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iter
     steps = {**STEPS, **(BF16 if fast else {})}
     if "draws" in parts:
         yield from generation.draws(rounds)
+    if "garbage" in parts:
+        yield from processes.garbage(rounds)
     for name, lengths in product(SIZES, CPU_LENGTHS.values()):
         made = material.make(folder / name / lengths.name, CPU_SIZES[name], lengths, 1024)
         model, tokenizer = load_policy(made.policy)

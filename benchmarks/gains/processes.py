@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gains.measure import Gain, gain_of, spent
+from benchmarks.gains.measure import Gain, compare, gain_of, spent
 from benchmarks.gains.training import learn, rows_of
 from benchmarks.timing.sizes import CPU_LENGTHS
 from prefloop.config.compute import ComputeConfig
@@ -35,6 +36,20 @@ def memory(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]
         for _ in range(count)
     ]
     yield gain_of(f"freed memory stays, a step of SFT at {name}", pairs)
+
+
+def garbage(rounds: int) -> Iterator[Gain]:
+    """A search for garbage that leaves out what was there when the process was set up, modules above all."""
+
+    def everywhere() -> None:
+        gc.unfreeze()
+        try:
+            gc.collect()
+        finally:
+            gc.freeze()
+
+    what = "a full search for garbage that leaves imported modules out"
+    yield compare(what, gc.collect, everywhere, rounds)
 
 
 def spinning(name: str, folder: Path, rounds: int) -> Iterator[Gain]:

@@ -22,7 +22,7 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
-from prefloop.models import chosen_logprobs, forward, ragged
+from prefloop.models import chosen_logprobs, forward, head_logprobs, quick_norms, ragged
 from prefloop.models.forward import token_logprobs
 from prefloop.models.layout import Layout
 from prefloop.models.reward_model import RewardModel
@@ -170,7 +170,8 @@ def end_to_end(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
 
 
 def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Norms of few passes over memory against transformers' own."""
+    """Norms of few passes over memory against transformers' own; and in bf16 rounded once for the layers
+    behind them, against once for each."""
     rows = rows_of(name, model, tokenizer, lengths)
     plain = copy.deepcopy(model)
     for module in plain.modules():
@@ -179,6 +180,16 @@ def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) 
     assert abs(learn(rows) - learn(own)) < 1e-5 * learn(own)
     what = f"RMS norms with a backward pass of their own, a step of SFT at {name}, {lengths.name} rows"
     yield compare(what, partial(learn, rows), partial(learn, own), rounds)
+    if resolve(ComputeConfig(device="cpu")).precision != "bf16":
+        return
+    exact = copy.deepcopy(model)
+    with mock.patch.object(quick_norms, "_before_linear", return_value=[]):
+        quick_norms.quicken_norms(exact)
+    once = replace(rows, precision="bf16")
+    each = replace(once, model=exact)
+    assert abs(learn(once) - learn(each)) < 1e-3 * learn(each)
+    what = f"in bf16, norms rounded once for the layers behind them, a step of SFT at {name}"
+    yield compare(f"{what}, {lengths.name} rows", partial(learn, once), partial(learn, each), rounds)
 
 
 def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
@@ -240,38 +251,59 @@ def fused(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) 
 
 
 def logits(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Log-probs of a few rows of logits at a time against those of all at once."""
+    """Log-probs right from hidden states against those of logits that autograd knows; those of a few rows at
+    a time against those of all at once."""
     precision = resolve(ComputeConfig(device="cpu")).precision
     rows = rows_of(name, model, tokenizer, lengths, precision=precision)
 
-    def whole() -> float:
-        with mock.patch.object(chosen_logprobs, "WHOLE", 2**62):
+    def through_logits() -> float:
+        with mock.patch.object(head_logprobs, "_is_plain", return_value=False):
             return learn(rows)
 
+    def whole() -> float:
+        with mock.patch.object(chosen_logprobs, "AT_ONCE", {"cpu": 2**62}):
+            return learn(rows)
+
+    assert abs(learn(rows) - through_logits()) < 1e-5 * through_logits()
     assert learn(rows) == whole()
-    what = f"log-probs a few rows at a time, a step of SFT at {name}, {lengths.name} rows, {precision}"
-    yield compare(what, partial(learn, rows), whole, rounds)
+    what = f"a step of SFT at {name}, {lengths.name} rows, {precision}"
+    yield compare(
+        f"log-probs right from hidden states (without: through logits), {what}",
+        partial(learn, rows),
+        through_logits,
+        rounds,
+    )
+    yield compare(f"log-probs a few rows at a time, {what}", partial(learn, rows), whole, rounds)
+
+
+def torchs_attention(kind: torch.dtype, *states: Any) -> torch.Tensor:
+    """In the place of `causal_attention`."""
+    *states, layout, scale = states
+    return ragged._attended(layout, *(x.to(kind) for x in states), scale, 0.0)
 
 
 def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Steps in bf16 of rows that nobody saw together before: float32 for attention, tokens in multiples."""
+    """Steps in bf16 of rows that nobody saw together before: attention as products, tokens in multiples."""
     exact, rows = (rows_of(name, model, tokenizer, lengths, 4, kind) for kind in ("fp32", "bf16"))
     shuffled = Random(0)
 
-    def otherwise(constant: str, value: int) -> None:
-        with mock.patch.object(ragged, constant, value):
+    def otherwise(name: str, value: Any) -> None:
+        with mock.patch.object(ragged, name, value):
             four_steps(rows, shuffled)
 
     in_four, first = partial(four_steps, rows, shuffled), range(lengths.batch)
     assert abs(learn(rows, first) - learn(exact, first)) < 1e-2 * learn(exact, first)
     what = f"four steps of SFT at {name}, {lengths.name} rows"
     yield compare(f"bf16 (without: float32), {what}", in_four, partial(four_steps, exact, shuffled), rounds)
-    yield compare(
-        f"in bf16, short rows attended to in float32, {what}",
-        in_four,
-        partial(otherwise, "FULL_PRECISION", 0),
-        rounds,
-    )
+    for kind in (torch.float32, torch.bfloat16):
+        yield compare(
+            f"in bf16, attention as batched products (without: torch's, in {kind}), {what}".replace(
+                "torch.", ""
+            ),
+            in_four,
+            partial(otherwise, "causal_attention", partial(torchs_attention, kind)),
+            rounds,
+        )
     yield compare(
         f"in bf16, tokens in multiples of {ragged.STEADY}, {what}",
         in_four,

@@ -6,19 +6,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from random import Random
 from typing import Any
 from unittest import mock
 
-import torch
-from torch import Tensor
-
 from benchmarks.gains.measure import Gain, compare
-from benchmarks.gains.training import four_steps, learn, rows_of
+from benchmarks.gains.training import learn, rows_of
 from benchmarks.timing.sizes import Lengths
 from prefloop.config.compute import ComputeConfig
 from prefloop.data.batching import Batch, collate
-from prefloop.models import ragged
 from prefloop.training import language_model
 from prefloop.training.environment import resolve
 from prefloop.training.language_model import TokenRows
@@ -57,40 +52,6 @@ def beforehand(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: 
     _same(ready(), learn(rows), rows.precision)
     what = f"batches made beforehand, a step of SFT at {name}, {lengths.name} rows"
     yield compare(what, ready, partial(learn, rows), rounds, use="dropped")
-
-
-def written_out(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
-    """Attention as products of all its heads at once, in bf16 and, as short rows have it, in float32."""
-    rows = rows_of(name, model, tokenizer, lengths, 4, "bf16")
-    in_four, first = partial(four_steps, rows, Random(0)), range(lengths.batch)
-    for kind, longest in (("bf16", 0), ("float32", ragged.FULL_PRECISION)):
-
-        def products(work: Any = in_four, longest: int = longest) -> Any:
-            with (
-                mock.patch.object(ragged, "scaled_dot_product_attention", attention_of_products),
-                mock.patch.object(ragged, "FULL_PRECISION", longest),
-            ):
-                return work()
-
-        _same(products(partial(learn, rows, first)), learn(rows, first), "bf16")
-        what = f"in bf16, attention as batched products in {kind}, four steps of SFT at {name}"
-        yield compare(f"{what}, {lengths.name} rows", products, in_four, rounds, use="dropped")
-
-
-def attention_of_products(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float | None,
-    attn_mask: Tensor | None = None,
-    **_: Any,
-) -> Tensor:
-    """Causal attention, (B, H, T, D), in the precision that autocast gives products."""
-    later = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).triu(1)
-    hidden = torch.zeros(()).where(~later if attn_mask is None else attn_mask, -torch.inf)
-    scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-    return torch.softmax(scores.float() + hidden, dim=-1) @ value
 
 
 def _rows(name: str, model: Any, tokenizer: Any, lengths: Lengths) -> TokenRows:

@@ -80,7 +80,7 @@ CPU_SIZES = {
     for size in (
         Size("1m", 1024, 128, 256, 3, 4, 4, 24, "qwen3"),  # the embedded help desk's
         Size("7m", 8192, 256, 768, 6, 4, 4, 12),
-        Size("30m", 32768, 384, 1152, 9, 6, 6, 8),
+        Size("30m", 32768, 384, 1152, 9, 6, 6, 12),
     )
 }
 CPU_LENGTHS = {

@@ -20,7 +20,7 @@ from prefloop.models.head_logprobs import head_logprobs
 from prefloop.models.heads import read, reads_in_float32
 from prefloop.models.ragged import Flat, flat_states, flatten, reads_flat
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 6144
 """Tokens of a forward pass without padding, about: it bounds what is held for the backward pass."""
 
 # Architectures that change logits after the head; for them the model's own forward is used.

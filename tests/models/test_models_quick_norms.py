@@ -99,6 +99,39 @@ def test_bf16_under_autocast_is_computed_in_float32_without_rounding_between() -
     assert x.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_norms_before_linear_layers_are_rounded_once_and_layers_see_the_same(kind: str) -> None:
+    model = prepared(model_of(kind))
+    block, x = model.model.layers[0], torch.randn(1, 5, 16, requires_grad=True)
+    full = [block.input_layernorm(x), block.post_attention_layernorm(x)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [block.input_layernorm(x), block.post_attention_layernorm(x)]
+        assert [one.dtype for one in found] == [torch.bfloat16] * 2
+        assert all(torch.equal(one, other.bfloat16()) for one, other in zip(found, full, strict=True))
+        layer = block.self_attn.q_proj
+        assert torch.equal(layer(found[0]), layer(full[0]))
+        assert model.model.norm(x).dtype == torch.float32, "the head may compute in float32"
+        if kind == "qwen3":
+            assert block.self_attn.q_norm(torch.randn(2, 8)).dtype == torch.float32
+    assert all(one.dtype == torch.float32 for one in full)
+    (gradient,) = torch.autograd.grad(found[0].float().sum(), x)
+    (expected,) = torch.autograd.grad(full[0].sum(), x)
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_that_are_added_or_routed_stay_in_float32() -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    more = {"intermediate_size": 24, "num_key_value_heads": 2}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    for kind, own in (("olmo2", {}), ("mixtral", experts)):
+        model = prepared(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **more, **own)))
+        norm = model.model.layers[0].post_attention_layernorm
+        assert "forward" in vars(norm)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert norm(torch.randn(3, 16)).dtype == torch.float32
+
+
 def test_a_norm_of_lower_precision_keeps_its_own() -> None:
     norm, x = prepared(model_of("llama")).bfloat16().model.norm, torch.randn(3, 16).bfloat16()
     assert torch.equal(norm(x), type(norm).forward(norm, x))
