@@ -121,13 +121,19 @@ def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, Tenso
         yield slice(first * shared, end * shared), slice(0, end), _mask(first, end, shared)
 
 
-@cache
 def _mask(first: int, end: int, shared: int) -> Tensor:
     """For queries `first` to `end`, each `shared` times: ((end - first) * shared, end) float32, -inf on keys
     behind them."""
-    nothing = torch.zeros((end, end))
-    ahead = torch.ones((end, end), dtype=torch.bool).triu(1)
-    return nothing.masked_fill(ahead, float("-inf"))[first:].repeat_interleave(shared, dim=0)
+    return (_kept_mask if end <= KEPT else _made_mask)(first, end, shared)
+
+
+def _made_mask(first: int, end: int, shared: int) -> Tensor:
+    ahead = torch.arange(end) > torch.arange(first, end).unsqueeze(1)
+    return torch.zeros(ahead.shape).masked_fill(ahead, float("-inf")).repeat_interleave(shared, dim=0)
+
+
+_kept_mask = cache(_made_mask)
+"""The same ones come in every layer and step; those of wide rows would take as much memory as scores do."""
 
 
 def _probabilities(
