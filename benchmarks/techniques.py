@@ -2,8 +2,8 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are those of `PARTS`; all of them by default. bf16 and shapes are left out on a processor that
-is slow at bf16.
+Parts are those of `PARTS`; all of them by default. bf16 and shapes are left out on a processor that is slow
+at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it

@@ -56,14 +56,13 @@ class _Causal(torch.autograd.Function):
                 if ks.shape[1] <= KEPT and any(ctx.needs_input_grad):
                     kept.append(part)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.places, ctx.layout, ctx.scale, ctx.shape = places, layout, scale, query.shape
-        ctx.widest = KEPT
+        ctx.places, ctx.scale, ctx.shape, ctx.widest = places, scale, query.shape, KEPT
         return _collected(found, places, query.shape[2]).view(1, query.shape[2], *query.shape[1::2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        places, layout, scale = ctx.places, ctx.layout, ctx.scale
+        places, scale = ctx.places, ctx.scale
         q, k, v, *saved = ctx.saved_tensors
         kept, size, count = iter(saved), ctx.shape[-1], ctx.shape[2]
         upstream = torch.zeros_like(q)
@@ -81,7 +80,7 @@ class _Causal(torch.autograd.Function):
                 dks[:, keys].baddbmm_(scores.transpose(1, 2), qs[:, rows], alpha=scale)
                 dvs[:, keys].baddbmm_(part.transpose(1, 2), gs[:, rows])
         towards_query = _collected(dq, places, count)
-        towards_key, towards_value = (_gathered(x, places, count, layout.repeated) for x in (dk, dv))
+        towards_key, towards_value = (_gathered(x, places, count) for x in (dk, dv))
         return (
             *(
                 x.view(count, -1, size).transpose(0, 1).unsqueeze(0)
@@ -151,9 +150,9 @@ def _collected(cells: Tensor, places: HeadCells, count: int) -> Tensor:
     return torch.nn.functional.pad(found, (0, 0, 0, missing)) if missing else found
 
 
-def _gathered(cells: Tensor, places: HeadCells, count: int, repeated: bool) -> Tensor:
+def _gathered(cells: Tensor, places: HeadCells, count: int) -> Tensor:
     """The sum over each flat token's cells, likewise; on padding cells are 0."""
-    if not repeated:
+    if not places.repeated:
         return _collected(cells, places, count)
     sums = cells.new_zeros((count * places.heads, cells.shape[1]), dtype=torch.float32)
     return sums.index_add_(0, places.source, cells.float()).to(cells.dtype)

@@ -58,8 +58,7 @@ def head_logprobs(
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
     """True for a linear layer whose weights can be used without calling it."""
     return (
-        isinstance(head, nn.Linear)
-        and type(head) is nn.Linear
+        type(head) is nn.Linear
         and type(head.weight) is nn.Parameter
         and not head._forward_hooks
         and not head._forward_pre_hooks

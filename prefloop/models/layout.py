@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prefloop.data.batching import length_groups
+from prefloop.data.batching import chunks, length_groups
 
 GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
@@ -61,12 +61,14 @@ class HeadCells:
         shapes: (B * G, W) of each group.
         source: (C * G,) int64, which of the (N, G) flat tokens' heads stands in each cell.
         cells: (n * G,) int64, the cell in which each head of the first n flat tokens is a query.
+        repeated: True where a token may stand in several rows.
     """
 
     heads: int
     shapes: Sequence[tuple[int, int]]
     source: Tensor
     cells: Tensor
+    repeated: bool
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def layout_of(
     whole: list[int] = (before + length).tolist()
     shapes, tokens, places, cells = [], [], [], []
     askers, first = dict[int, int](), 0
-    for group in _few_at_a_time(whole) if steady else length_groups(whole, "cpu", overhead=GROUP_COST):
+    by_length = sorted(range(len(whole)), key=whole.__getitem__)
+    groups = chunks(by_length, STEADY_ROWS) if steady else length_groups(whole, "cpu", overhead=GROUP_COST)
+    for group in groups:
         row = torch.tensor(group)
         width = max(whole[i] for i in group)
         width = steady_width(width) if steady else width
@@ -188,15 +192,9 @@ def layout_of(
     return Layout(shapes, token, found, repeated=sum(whole) > len(place))
 
 
-def _few_at_a_time(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices into `lengths`, shortest first, STEADY_ROWS at a time."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[first : first + STEADY_ROWS] for first in range(0, len(order), STEADY_ROWS)]
-
-
 def steady_width(width: int) -> int:
     """The least of the widths 8, 16 ... 64, 72 ... 128, 144 ... 256, 288 ... that is no less: eight for each
-    doubling, an eighth of padding at most."""
+    doubling, and from 64 on an eighth of padding at most."""
     step = max((1 << (width - 1).bit_length()) // 16, 8)
     return -(-width // step) * step
 
@@ -215,7 +213,7 @@ def _head_cells(layout: Layout, heads: int) -> HeadCells:
         first = end
     real = cells[: len(cells) - layout.further]
     shapes = [(count * heads, width) for count, width in layout.shapes]
-    return HeadCells(heads, shapes, torch.cat(source), place[real].flatten())
+    return HeadCells(heads, shapes, torch.cat(source), place[real].flatten(), layout.repeated)
 
 
 def _asked(layout: Layout, tokens: Tensor) -> Asked:

@@ -118,7 +118,7 @@ def apply(environment: Environment, threads: int = 0) -> None:
     torch.backends.cudnn.benchmark = False
     if not gc.get_freeze_count():
         # Some hundred thousand objects of imported modules live as long as the process: to go through them
-        # for garbage takes as long as a step of a small model, every few dozen steps.
+        # for garbage takes as long as a step of a small model (`python -m benchmarks.techniques garbage`).
         gc.freeze()
 
 
