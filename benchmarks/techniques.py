@@ -2,8 +2,8 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are those of `PARTS`; all of them by default. bf16 and shapes are left out on a processor that is slow
-at bf16.
+Parts are those of `PARTS`; all of them by default. bf16, shapes and heap are left out on a processor that
+is slow at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -24,7 +24,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import tasks  # noqa: F401  (how memory is used, before torch is imported)
 from benchmarks.gains import generation, halves, held, long_prompts, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
@@ -43,6 +42,7 @@ STEPS: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
     "rows": (training.end_to_end, SIZES, LENGTHS),
     "block": (training.last_block, SIZES, LENGTHS),
     "norms": (training.norms, SIZES, ("short",)),
+    "projections": (training.projections, SIZES, LENGTHS),
     "head": (training.head, SIZES, ("short",)),
     "adamw": (training.fused, SIZES, ("short",)),
     "logits": (training.logits, ("7m",), LENGTHS),
@@ -59,7 +59,7 @@ MODELS = {"reference": models.reference, "critic": models.critic}
 """With short rows at 7m."""
 PARTS = (
     *("draws", *GENERATION, "prefill", "steps", "prompts"),
-    *(*STEPS, *BF16, "shapes", *MODELS, "memory", "spinning", "garbage"),
+    *(*STEPS, *BF16, "shapes", *MODELS, "memory", "heap", "spinning", "garbage"),
 )
 
 
@@ -97,6 +97,9 @@ def gains(parts: Sequence[str], folder: Path, threads: int, rounds: int) -> Iter
             yield from processes.spinning(name, made.policy, rounds)
         for completions in (2, 4) if "prompts" in parts else ():
             yield from training.prompts(name, model, tokenizer, lengths, completions, rounds)
+    for name in ("7m", "30m") if "heap" in parts and fast else ():
+        made = material.make(folder / name / "heap", CPU_SIZES[name], CPU_LENGTHS["short"], 1024)
+        yield from held.heaps(name, made.policy, threads, rounds)
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-import tasks  # noqa: F401  (how memory is used has to be settled before torch is imported)
 from flows.warm_leader import Work, ended, lead
 from flows.warm_messages import listen, receive
 from tasks.support.process import PARENT_PIPE

@@ -3,9 +3,6 @@
 import os
 import sys
 
-# torch looks at this before its first tensor, see prefloop/training/allocator.py.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 
 def _ask_leader(address: str, module: str) -> None:
     """Has this stage run in a fork of a process that has its imports (see flows/warm_leader.py), and ends as

@@ -29,6 +29,9 @@ CALLS = 5
 FORGETTING = {"LRU_CACHE_CAPACITY": "1"}
 """Torch keeps nothing of its own for a shape; oneDNN does."""
 
+BOUNDARIES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Torch asks for huge pages itself, and the heap stays as it is."""
+
 Work = Callable[[], object]
 Measured = Callable[[], dict[str, float]]
 
@@ -44,6 +47,14 @@ def shapes(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]
     what = "torch keeps nothing of its own for a shape (LRU_CACHE_CAPACITY)"
     steps = f"{what}, {STEPS} steps of SFT at {name}, short rows, bf16"
     yield from both(steps, partial(trained, FORGETTING), partial(trained, {}), rounds, "dropped")
+
+
+def heaps(name: str, folder: Path, threads: int, rounds: int) -> Iterator[Gain]:
+    """A heap of huge pages, against large tensors each of which begins with one."""
+    trained = partial(asked, f"held.training({name!r}, {str(folder)!r}, {threads})")
+    what = "a heap of huge pages (without: large tensors begin with one)"
+    steps = f"{what}, {STEPS} steps of SFT at {name}, short rows, bf16"
+    yield from both(steps, partial(trained, {}), partial(trained, BOUNDARIES), rounds, "kept")
 
 
 def both(technique: str, with_it: Measured, without: Measured, rounds: int, use: str) -> Iterator[Gain]:

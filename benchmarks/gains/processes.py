@@ -86,7 +86,7 @@ def _step(name: str, folder: Path, threads: int, clock: str, **environment: str)
 def asked(call: str, environment: Mapping[str, str]) -> Any:
     """What a call of one of these modules comes to in a process of its own, which gets these variables."""
     modules = "held, long_prompts, processes"
-    code = f"import json, tasks; from benchmarks.gains import {modules}; print(json.dumps({call}))"
+    code = f"import json; from benchmarks.gains import {modules}; print(json.dumps({call}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},

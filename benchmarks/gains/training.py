@@ -193,6 +193,21 @@ def norms(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) 
     yield compare(f"{what}, {lengths.name} rows", partial(learn, once), partial(learn, each), rounds)
 
 
+def projections(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """The way into attention: one product for three, and rotation in few passes."""
+    fast = resolve(ComputeConfig(device="cpu")).precision == "bf16"
+    for kind in ("fp32", *(["bf16"] if fast else [])):
+        rows = rows_of(name, model, tokenizer, lengths, 1, kind)
+
+        def own(rows: TokenRows = rows) -> float:
+            with mock.patch.object(ragged, "can_be_quick", return_value=False):
+                return learn(rows)
+
+        assert abs(learn(rows) - own()) < (1e-5 if kind == "fp32" else 1e-3) * own()
+        what = "queries, keys and values as one product, turned in few passes, a step of SFT at"
+        yield compare(f"{what} {name}, {lengths.name} rows, {kind}", partial(learn, rows), own, rounds)
+
+
 def last_block(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
     """The last block where its result is wanted, of a language model and of a reward model."""
     rows = rows_of(name, model, tokenizer, lengths)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tasks  # noqa: F401  (how memory is used, before torch is imported)
 from benchmarks.alongside import offline
 from benchmarks.alongside.material import Material
 from benchmarks.alongside.side import Side

@@ -10,7 +10,7 @@ are some hundred numbers a token and not a vocabulary's. Rows are taken a few at
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn.functional import linear, pad
 
 from prefloop.models.chosen_logprobs import chosen_logprobs, entropies, rows_at_once
 from prefloop.models.heads import read, reads_in_float32
+from prefloop.models.plain_linear import is_plain_linear
 from prefloop.models.ragged import STEADY
 
 LEAST = 1e-30
@@ -38,7 +39,7 @@ def head_logprobs(
     Returns:
         (N,) float32, or float64 of a head in float64; entropies (N,) likewise, detached (nats), or None.
     """
-    if not _is_plain(head):
+    if not is_plain_linear(head):
         logits = read(head, states)
         if temperature != 1.0:
             logits = logits.float() / temperature
@@ -53,16 +54,6 @@ def head_logprobs(
             states.to(kind), head.weight, head.bias, tokens, kind, temperature, with_entropy
         )
     return picked, spread
-
-
-def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """True for a linear layer whose weights can be used without calling it."""
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) is nn.Parameter
-        and not head._forward_hooks
-        and not head._forward_pre_hooks
-    )
 
 
 class _HeadLogprobs(torch.autograd.Function):

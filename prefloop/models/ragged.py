@@ -9,7 +9,7 @@ and be spread into each of them, so that a tree (`prefloop.models.shared_prompt`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefloop.models.causal_products import causal_attention
 from prefloop.models.last_block import is_plain, narrowed
 from prefloop.models.layout import Layout, layout_of
+from prefloop.models.quick_attention import has_the_parts, quickly
 
 NAME = "prefloop_ragged"
 """By which transformers knows this attention."""
@@ -140,7 +141,7 @@ def flat_states(
 
 
 def _states(trunk: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    with attending(trunk):
+    with attending(trunk), quickly(trunk) if can_be_quick(trunk) else nullcontext():
         hidden: Tensor = trunk(
             input_ids=input_ids.unsqueeze(0),
             position_ids=position_ids.unsqueeze(0),
@@ -212,6 +213,19 @@ def narrows(trunk: Any) -> bool:
     return _NARROWS[trunk]
 
 
+_QUICKENS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Likewise."""
+
+
+def can_be_quick(trunk: Any) -> bool:
+    """True for a trunk whose attention gives the same `quickly`."""
+    if not has_the_parts(trunk):
+        return False
+    if trunk not in _QUICKENS:
+        _QUICKENS[trunk] = _does_quicken(trunk)
+    return _QUICKENS[trunk]
+
+
 _ROWS = torch.tensor([[1, 2, 3, 4, 5, 6], [4, 3, 2, 0, 0, 0]])
 _REAL = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
 _PLACES = torch.arange(6).expand(2, 6)
@@ -244,6 +258,26 @@ def _does_narrow(trunk: Any) -> bool:
 
     some, ends = torch.tensor([1, 5, 8]), torch.tensor([5, 8])
     return all(alike(trunk, partial(narrow, few), partial(chosen, few)) for few in (some, ends))
+
+
+def _does_quicken(trunk: Any) -> bool:
+    flat = flatten(_ROWS, _REAL, _PLACES)
+    # Of some size, so that it matters who attends to whom, also before a model has learned.
+    weight = trunk.layers[0].self_attn.q_proj.weight
+    some = torch.randn(1, len(flat.origin), weight.shape[1], generator=torch.Generator().manual_seed(0))
+    states = 10.0 * some.to(weight.dtype)
+
+    def attended() -> Tensor:
+        turns = trunk.rotary_emb(states, flat.position_ids.unsqueeze(0))
+        told: dict[str, Any] = {"position_embeddings": turns, "attention_mask": None, "layout": flat.layout}
+        with attending(trunk):
+            return torch.stack([b.self_attn(hidden_states=states, **told)[0] for b in trunk.layers])
+
+    def quick() -> Tensor:
+        with quickly(trunk):
+            return attended()
+
+    return alike(trunk, quick, attended)
 
 
 @torch.no_grad()
