@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,8 +13,10 @@ from prefloop.data.batching import chunks, length_groups
 
 GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
-STEADY_ROWS = 4
-"""Rows of a group where shapes of groups are to be few."""
+WIDE = 128
+STEADY_ROWS, WIDE_ROWS = 4, 2
+"""Rows of a group where shapes of groups are to be few; and of one of rows longer than WIDE, where padding
+costs more than small operations do."""
 FEW = 4
 """One slot in so many cells: up to there queries stand apart. Causal attention of whole rows leaves half of
 its products out, so that more would not save much."""
@@ -162,8 +164,8 @@ def layout_of(
     whole: list[int] = (before + length).tolist()
     shapes, tokens, places, cells = [], [], [], []
     askers, first = dict[int, int](), 0
-    by_length = sorted(range(len(whole)), key=whole.__getitem__)
-    groups = chunks(by_length, STEADY_ROWS) if steady else length_groups(whole, "cpu", overhead=GROUP_COST)
+    groups: Iterable[Sequence[int]]
+    groups = _steady_groups(whole) if steady else length_groups(whole, "cpu", overhead=GROUP_COST)
     for group in groups:
         row = torch.tensor(group)
         width = max(whole[i] for i in group)
@@ -190,6 +192,12 @@ def layout_of(
         return Layout(shapes, None, None)
     found = torch.empty_like(place).index_copy(0, place, cell)
     return Layout(shapes, token, found, repeated=sum(whole) > len(place))
+
+
+def _steady_groups(lengths: Sequence[int]) -> list[Sequence[int]]:
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    narrow = sum(length <= WIDE for length in lengths)
+    return [*chunks(order[:narrow], STEADY_ROWS), *chunks(order[narrow:], WIDE_ROWS)]
 
 
 def steady_width(width: int) -> int:

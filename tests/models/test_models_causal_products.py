@@ -145,6 +145,12 @@ def test_widths_are_eight_for_each_doubling() -> None:
     assert all(n <= steady_width(n) < n * 9 / 8 + 1 for n in range(64, 5000))
 
 
+def test_long_rows_stand_in_groups_of_two() -> None:
+    lengths = [200, 128, 129, 7, 130, 500]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    assert layout_of(starts, lengths, steady=True).shapes == [(2, 128), (2, 144), (2, 512)]
+
+
 def test_steady_groups_are_of_like_length_and_four_rows() -> None:
     layout = layout_of([0, 30, 35, 75, 81], [30, 5, 40, 6, 7], steady=True)
     assert layout.shapes == [(4, 32), (1, 40)]
