@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
     By default it maps large blocks anew each time, and the system fills every page of them with zeros when it
     is touched first (`python -m benchmarks.techniques memory` times a step either way). All threads share the
     heap: those that glibc makes for further threads give their memory back. Whoever set a variable of glibc's
-    in the environment keeps what they chose.
+    in the environment keeps what they chose, and huge pages are torch's own matter where
+    THP_MEM_ALLOC_ENABLE is set.
 
     Returns:
         True where it took effect: with glibc on Linux.
