@@ -2,8 +2,8 @@
 
     python -m benchmarks.techniques [PART ...] [--threads 1] [--rounds 9] [--json FILE]
 
-Parts are those of `PARTS`; all of them by default. bf16, shapes and heap are left out on a processor that
-is slow at bf16.
+Parts are those of `PARTS`; all of them by default. bf16, groups, shapes and heap are left out on a processor
+that is slow at bf16.
 
 Both ways give the same result, which is checked where a test does not hold it already; a line's ratio is the
 processor time with the technique over that without. Processor time, as other work on the machine disturbs it
@@ -53,6 +53,7 @@ STEPS: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
 """Of a training's step: what is timed, of which sizes, with which rows."""
 BF16: dict[str, tuple[Step, tuple[str, ...], tuple[str, ...]]] = {
     "bf16": (training.in_bf16, SIZES, LENGTHS),
+    "groups": (training.groups, SIZES, ("long",)),
 }
 """Likewise, where the processor is fast at bf16."""
 MODELS = {"reference": models.reference, "critic": models.critic}

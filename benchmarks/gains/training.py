@@ -23,7 +23,7 @@ from prefloop.config.dpo import DPOConfig
 from prefloop.config.sft import SFTConfig
 from prefloop.data.batching import collate
 from prefloop.data.comparisons import Ranking
-from prefloop.models import chosen_logprobs, forward, head_logprobs, quick_norms, ragged
+from prefloop.models import chosen_logprobs, forward, head_logprobs, layout, quick_norms, ragged
 from prefloop.models.forward import token_logprobs
 from prefloop.models.layout import Layout
 from prefloop.models.reward_model import RewardModel
@@ -292,11 +292,24 @@ def logits(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int)
     yield compare(f"log-probs a few rows at a time, {what}", partial(learn, rows), whole, rounds)
 
 
+def groups(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:
+    """In bf16, long rows in groups of few, which are padded to the longest."""
+    rows, shuffled = rows_of(name, model, tokenizer, lengths, 4, "bf16"), Random(0)
+
+    def many() -> None:
+        with mock.patch.object(layout, "WIDE_ROWS", layout.STEADY_ROWS):
+            four_steps(rows, shuffled)
+
+    what = f"in bf16, attention reads long rows {layout.WIDE_ROWS} at a time (without: {layout.STEADY_ROWS})"
+    steps = f"{what}, four steps of SFT at {name}, {lengths.name} rows"
+    yield compare(steps, partial(four_steps, rows, shuffled), many, rounds)
+
+
 def torchs_attention(
-    kind: torch.dtype, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
+    kind: torch.dtype, query: Tensor, key: Tensor, value: Tensor, places: Layout, scale: float
 ) -> Tensor:
     """In the place of `causal_attention`."""
-    return ragged._attended(layout, query.to(kind), key.to(kind), value.to(kind), scale, 0.0)
+    return ragged._attended(places, query.to(kind), key.to(kind), value.to(kind), scale, 0.0)
 
 
 def in_bf16(name: str, model: Any, tokenizer: Any, lengths: Lengths, rounds: int) -> Iterator[Gain]:

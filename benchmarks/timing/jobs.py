@@ -16,8 +16,7 @@ from benchmarks.timing.sizes import SAMPLING, Lengths
 RATE = 1e-4
 """Moves the losses of a few steps; rollout batches keep a policy whose lengths stay as they are."""
 COMPARED_RATE = 1e-5
-"""Of comparisons on given rollouts. Four steps at 1e-4 amplify what float32 rounds: at 30m with long rows to
-2e-4 of GRPO's last loss, by which prefloop's and TRL's then lie on either side of float64's."""
+"""Of comparisons on given rollouts: at 1e-4 four steps amplify rounding beyond the limit of a row."""
 
 GROUP: dict[str, int] = {"grpo": 8, "rloo": 4}
 PPO: dict[str, Any] = {"inner_epochs": 2, "minibatches": 2, "kl_coef": 0.05, "max_grad_norm": 0.0}

@@ -23,7 +23,7 @@ from prefloop.models.layout import HeadCells, Layout
 QUERIES = 128
 """Of a block."""
 HEADS = 24
-"""Key heads that are computed at once: their scores stay in the processor's cache."""
+"""Key heads that are computed at once."""
 KEPT = 512
 """Widest rows whose P is kept for the backward pass. Of wider ones it is computed again, so that memory grows
 with their length and not with its square."""

@@ -15,8 +15,8 @@ GROUP_COST = 128
 """Padded tokens that a further group of rows has to save attention, for its small operations."""
 WIDE = 128
 STEADY_ROWS, WIDE_ROWS = 4, 2
-"""Rows of a group where shapes of groups are to be few; and of one of rows longer than WIDE, where padding
-costs more than small operations do."""
+"""Rows of a group where shapes of groups are to be few; and where its rows are longer than WIDE, as padding
+costs more there (`python -m benchmarks.techniques groups` times a step either way)."""
 FEW = 4
 """One slot in so many cells: up to there queries stand apart. Causal attention of whole rows leaves half of
 its products out, so that more would not save much."""

@@ -167,8 +167,16 @@ def attending(trunk: Any, name: str = NAME) -> Iterator[None]:
         trunk.config._attn_implementation = before
 
 
-_READS_FLAT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, dict[Callable[[Any], bool], bool]] = WeakKeyDictionary()
 """What was found out of each trunk."""
+
+
+def _tried(trial: Callable[[Any], bool], trunk: Any) -> bool:
+    """What a trial of a trunk comes to; it is made once."""
+    found = _TRIED.setdefault(trunk, {})
+    if trial not in found:
+        found[trial] = trial(trunk)
+    return found[trial]
 
 
 def reads_flat(trunk: Any) -> bool:
@@ -181,9 +189,7 @@ def reads_flat(trunk: Any) -> bool:
         return False  # a GPU's kernels for this are unmeasured
     if any(hasattr(parameter, "placements") for parameter in trunk.parameters()):
         return False  # sharded: its processes have to make the same passes, the trial among them
-    if trunk not in _READS_FLAT:
-        _READS_FLAT[trunk] = attends_plainly(trunk) and _does_read_flat(trunk)
-    return _READS_FLAT[trunk]
+    return _tried(_does_read_flat, trunk)
 
 
 def attends_plainly(model: Any) -> bool:
@@ -200,30 +206,14 @@ def attends_plainly(model: Any) -> bool:
     )
 
 
-_NARROWS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Likewise."""
-
-
 def narrows(trunk: Any) -> bool:
     """True for a trunk that `reads_flat` and whose last block can be left out where nothing is wanted."""
-    if not is_plain(trunk):
-        return False
-    if trunk not in _NARROWS:
-        _NARROWS[trunk] = _does_narrow(trunk)
-    return _NARROWS[trunk]
-
-
-_QUICKENS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Likewise."""
+    return is_plain(trunk) and _tried(_does_narrow, trunk)
 
 
 def can_be_quick(trunk: Any) -> bool:
     """True for a trunk whose attention gives the same `quickly`."""
-    if not has_the_parts(trunk):
-        return False
-    if trunk not in _QUICKENS:
-        _QUICKENS[trunk] = _does_quicken(trunk)
-    return _QUICKENS[trunk]
+    return has_the_parts(trunk) and _tried(_does_quicken, trunk)
 
 
 _ROWS = torch.tensor([[1, 2, 3, 4, 5, 6], [4, 3, 2, 0, 0, 0]])
@@ -232,6 +222,8 @@ _PLACES = torch.arange(6).expand(2, 6)
 
 
 def _does_read_flat(trunk: Any) -> bool:
+    if not attends_plainly(trunk):
+        return False
     flat = flatten(_ROWS, _REAL, _PLACES)
 
     def padded() -> Tensor:
