@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import re
@@ -23,11 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from benchmarks.figures_file import write_figures
 from benchmarks.workspaces import ROOT, copy_project
 from prefloop.config.params import METHODS
 from prefloop.config.policies import overlaid
@@ -203,7 +203,7 @@ def main() -> int:
             same = f"{row.files} files the same" if not row.different else f"DIFFERENT: {row.different}"
             print(f"{stage:12} killed after steps {row.killed_at}: {same}  ({row.seconds:.0f} s)", flush=True)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")
+        write_figures(options.json, rows)
     failed = [row.stage for row in rows if row.different or len(row.killed_at) < options.kills]
     print(
         f"{len(rows)} stages, {sum(len(row.killed_at) for row in rows)} kills, {len(failed)} failed {failed}"

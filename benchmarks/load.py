@@ -19,7 +19,6 @@ finds nothing new, most of them for imports: 200 runs take long on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dashboard.answers import Answers, dashboard
+from benchmarks.figures_file import write_figures
 from benchmarks.growth.circumstances import circumstances, in_words, load
 from benchmarks.queueing.figures import QueueFigures
 from benchmarks.queueing.orders import in_words as queue_in_words
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         values = {"begun": begun, "databases": str(used), "queue": done and asdict(done)}
         values["answers"] = answers and asdict(answers)
-        options.json.write_text(json.dumps(values, indent=2), encoding="utf-8")
+        write_figures(options.json, values)
     wrong = bool((done and done.wrong) or (answers and answers.slow))
     return 1 if options.strict and wrong else 0
 

@@ -11,17 +11,17 @@ started; exits with 1 if one is above 0.02.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.figures_file import write_figures
 from benchmarks.toy.descent import minimise
 from benchmarks.toy.direct import Pairs, all_pairs, expected_pair_loss
 from benchmarks.toy.fixed_points import (
@@ -234,7 +234,7 @@ def main() -> int:
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows)} rows, {failed} failed, {time.perf_counter() - began:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2), encoding="utf-8")
+        write_figures(options.json, rows)
     return int(failed > 0)
 
 

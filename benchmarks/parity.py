@@ -20,7 +20,6 @@ made up beforehand, with its scores, and given to both.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -41,6 +40,7 @@ from benchmarks.alongside.material import Material, make
 from benchmarks.alongside.rows import ROWS
 from benchmarks.alongside.side import Side
 from benchmarks.alongside.table import Outcome, Row, compare, table
+from benchmarks.figures_file import write_figures
 
 # A peer's script, the version of TRL that it runs on, prefloop's side, and the methods.
 PEERS: tuple[tuple[str, str, ModuleType, tuple[str, ...]], ...] = (
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         for outcome, figures in zip(outcomes, kept, strict=True):
             figures |= {"verdict": outcome.verdict, "loss": outcome.loss, "norm": outcome.norm}
-        options.json.write_text(json.dumps({"versions": versions, "rows": kept}), encoding="utf-8")
+        write_figures(options.json, {"versions": versions, "rows": kept})
     return 0 if all(outcome.passes for outcome in outcomes) else 1
 
 

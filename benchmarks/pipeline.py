@@ -17,7 +17,6 @@ some minutes a turn; --stages 10 is quicker.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures_file import write_figures
 from benchmarks.growth.circumstances import circumstances, in_words, load
 from benchmarks.overhead.idle_pipeline import make_chain, make_finished
 from benchmarks.overhead.records import stage_costs, table
@@ -154,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(target)
     if options.json:
         values = {**begun, "load_after": load(), "targets": [{**asdict(t), "met": t.met} for t in targets]}
-        plain = json.dumps({**values, "figures": found}, indent=2, default=asdict)
-        options.json.write_text(plain, encoding="utf-8")
+        write_figures(options.json, {**values, "figures": found})
     return 1 if options.strict and not all(target.met for target in targets) else 0
 
 

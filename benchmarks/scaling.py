@@ -15,7 +15,6 @@ time of one thread is compared, as other work on the machine disturbs it less th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from benchmarks.figures_file import write_figures
 from benchmarks.growth.circumstances import circumstances, in_words, load
 from benchmarks.growth.curve import Curve, tables
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(text)
     if options.json:
         found = {**begun, "load_after": load(), "curves": [curve.as_values() for curve in curves]}
-        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        write_figures(options.json, found)
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
     troubles = [trouble for curve in curves for trouble in curve.troubles]

@@ -13,7 +13,6 @@ Every training and sampling runs in a process of its own, prefloop's too, in tur
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from transformers.utils import logging
 
+from benchmarks.figures_file import write_figures
 from benchmarks.timing import machine, material
 from benchmarks.timing.figures import Result
 from benchmarks.timing.running import Asked, time_row
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     results.append(time_row(method, sizes[size], lengths[length], made, scratch, asked))
                     # What there is so far is written after each row: a run takes hours.
                     if options.json:
-                        options.json.write_text(json.dumps(as_json(results, about)), encoding="utf-8")
+                        write_figures(options.json, as_json(results, about))
                     if options.markdown:
                         options.markdown.write_text(table(results, about) + "\n", encoding="utf-8")
     print(table(results, about))

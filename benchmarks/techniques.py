@@ -15,7 +15,6 @@ benchmarks/length_groups.py and benchmarks/startup.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures_file import write_figures
 from benchmarks.gains import generation, halves, held, long_prompts, models, processes, training, untaken
 from benchmarks.gains.measure import Gain
 from benchmarks.timing import material
@@ -128,7 +128,7 @@ def main() -> None:
     facts = {**about(environment, asked.threads), "load": round(os.getloadavg()[0], 2)}
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if asked.json:
-        asked.json.write_text(json.dumps({"about": facts, "gains": found}))
+        write_figures(asked.json, {"about": facts, "gains": found})
 
 
 if __name__ == "__main__":

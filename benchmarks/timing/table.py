@@ -30,6 +30,9 @@ COLUMNS = (
     "verdict",
 )
 
+SAMPLED = ("completions", "logprobs")
+"""What a recording holds of each token sampled: for the comparison alone."""
+
 
 def table(results: Sequence[Result], about: Mapping[str, Any]) -> str:
     """Markdown: what it was measured on, and one row a result.
@@ -44,7 +47,7 @@ def table(results: Sequence[Result], about: Mapping[str, Any]) -> str:
 
 
 def as_json(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was recorded, and every figure of the table."""
+    """Everything that was recorded but the text that was sampled, and every figure of the table."""
     rows = []
     for result in results:
         figures: dict[str, Any] = {"fails": result.fails, "verdict": result.verdict, "target": result.target}
@@ -56,7 +59,12 @@ def as_json(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, An
                 "difference": result.difference,
                 "utilisation": result.utilisation,
             }
-        rows.append(dataclasses.asdict(result) | figures)
+        row = dataclasses.asdict(result)
+        for side in ("ours", "tuned", "plain"):
+            for recording in row[side]["recordings"]:
+                for sampled in SAMPLED:
+                    recording.pop(sampled, None)
+        rows.append(row | figures)
     return {"about": dict(about), "rows": rows}
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.figures_file import write_figures
 from benchmarks.peers.clock import Clock, forget_peak, peak, resident
 from benchmarks.timing.figures import Result, Spread, Timed, loss_difference
 from benchmarks.timing.generation import agree, apart
@@ -126,6 +128,32 @@ def test_the_table_has_every_column_and_the_json_every_figure() -> None:
     kept = json.loads(json.dumps(as_json(rows, {})))
     assert kept["rows"][0]["times_tuned"] == 5.0
     assert kept["rows"][0]["ours"]["recordings"][0]["seconds"] == [9.0, 1.0, 1.0]
+
+
+def test_figures_are_written_without_what_was_sampled_and_without_nan(tmp_path: Path) -> None:
+    row = result()
+    row.ours.recordings[0] |= {"completions": [[5, 3]], "logprobs": [[-0.5, -0.1]], "setting": [64, True, ""]}
+    write_figures(tmp_path / "speed.json", as_json([row], {"threads": 2}))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    kept = json.loads((tmp_path / "speed.json").read_text(), parse_constant=refuse)
+    own = kept["rows"][0]["ours"]["recordings"][0]
+    assert not {"completions", "logprobs"} & set(own)
+    assert own["setting"] == [64, True, ""]
+    assert kept["about"] == {"threads": 2}
+    assert kept["rows"][0]["times_plain"] is None  # TRL as it comes was not run
+    assert row.ours.recordings[0]["completions"] == [[5, 3]]
+
+
+def test_figures_of_any_benchmark_become_json(tmp_path: Path) -> None:
+    figures = [Spread(math.nan, math.inf, 2.0), {"a": (-math.inf, True, None, "nan")}]
+    write_figures(tmp_path / "f.json", figures)
+    assert json.loads((tmp_path / "f.json").read_text()) == [
+        {"median": None, "low": None, "high": 2.0},
+        {"a": [None, True, None, "nan"]},
+    ]
 
 
 def test_a_clock_notes_intervals_losses_and_memory() -> None:
