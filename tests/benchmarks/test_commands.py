@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NO_COMMAND = {"workspaces"}
+NO_COMMAND = {"figures_file", "workspaces"}
 COMMANDS = {path.stem for path in Path(__file__).parents[2].glob("benchmarks/*.py")} - NO_COMMAND
 
 
