@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.markdown:
         write_page(options.markdown, text)
     if options.json:
-        values = {"begun": begun, "databases": str(used), "queue": done and asdict(done)}
-        values["answers"] = answers and asdict(answers)
+        values = {"begun": begun, "databases": str(used), "queue": done, "answers": answers}
         write_figures(options.json, values)
     wrong = bool((done and done.wrong) or (answers and answers.slow))
     return 1 if options.strict and wrong else 0

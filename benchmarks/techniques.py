@@ -18,7 +18,6 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def main() -> None:
                 f"| {gain.technique} | {gain.with_it:.1f} | {gain.without:.1f} | {ratio} | {gain.use} |",
                 flush=True,
             )
-            found.append(asdict(gain))
+            found.append(gain)
     facts = {**about(environment, asked.threads), "load": round(os.getloadavg()[0], 2)}
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if asked.json:

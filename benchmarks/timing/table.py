@@ -59,13 +59,14 @@ def as_json(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, An
                 "difference": result.difference,
                 "utilisation": result.utilisation,
             }
-        row = dataclasses.asdict(result)
-        for side in ("ours", "tuned", "plain"):
-            for recording in row[side]["recordings"]:
-                for sampled in SAMPLED:
-                    recording.pop(sampled, None)
-        rows.append(row | figures)
+        sides = {name: _unsampled(getattr(result, name)) for name in ("ours", "tuned", "plain")}
+        rows.append(dataclasses.asdict(result) | sides | figures)
     return {"about": dict(about), "rows": rows}
+
+
+def _unsampled(side: Timed) -> dict[str, Any]:
+    kept = [{what: one[what] for what in one if what not in SAMPLED} for one in side.recordings]
+    return {"recordings": kept, "walls": side.walls}
 
 
 def _cells(result: Result) -> list[str]:
